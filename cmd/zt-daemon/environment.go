@@ -1,7 +1,7 @@
 package main
 
 import (
-	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -61,9 +61,11 @@ type usageError struct {
 	hint string
 }
 
-// usagef reports a wrong command line. hint is the next thing to type; it may
-// be empty.
-func usagef(hint, what string) error { return &usageError{err: errors.New(what), hint: hint} }
+// usagef reports a wrong command line, formatted as by fmt.Errorf. hint is the
+// next thing to type; it may be empty.
+func usagef(hint, format string, args ...any) error {
+	return &usageError{err: fmt.Errorf(format, args...), hint: hint}
+}
 
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
