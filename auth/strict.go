@@ -74,7 +74,7 @@ func strictWalk(dec *json.Decoder, t reflect.Type, path string, depth int) error
 			}
 		}
 	case delim == '{' && (t.Kind() == reflect.Struct || t.Kind() == reflect.Map) && !opaque:
-		if err := strictObject(dec, t, path, depth); err != nil {
+		if err := strictMembers(dec, t, path, depth); err != nil {
 			return err
 		}
 	default:
@@ -88,7 +88,7 @@ func strictWalk(dec *json.Decoder, t reflect.Type, path string, depth int) error
 	return err
 }
 
-func strictObject(dec *json.Decoder, t reflect.Type, path string, depth int) error {
+func strictMembers(dec *json.Decoder, t reflect.Type, path string, depth int) error {
 	seen := make(map[string]bool)
 	for dec.More() {
 		tok, err := dec.Token()
