@@ -89,6 +89,8 @@ const (
 	ReasonWithdrawnKey Reason = "withdrawn_key"
 	// ReasonUnknownKey: the issuer publishes no key of the token's id and algorithm.
 	ReasonUnknownKey Reason = "unknown_key"
+	// ReasonEntryChanged: the issuer entry was changed after this was admitted.
+	ReasonEntryChanged Reason = "entry_changed"
 	// ReasonIssuerUnreachable: the issuer's keys could not be fetched yet.
 	ReasonIssuerUnreachable Reason = "issuer_unreachable"
 
@@ -198,6 +200,7 @@ var reasonTexts = map[Reason]reasonText{
 
 	ReasonWithdrawnKey:      {ClassLogin, "the issuer withdrew the key that signed the ID token", hintLogin},
 	ReasonUnknownKey:        {ClassUnavailable, "the issuer publishes no key that fits the ID token", "try again in a minute; then run `zt-daemon login`"},
+	ReasonEntryChanged:      {ClassUnavailable, "the issuer entry was changed", hintLater},
 	ReasonIssuerUnreachable: {ClassUnavailable, "the issuer's keys could not be fetched", "see that the relay or node can reach the issuer over HTTPS"},
 
 	ReasonClusterKey:     {ClassInvalid, "no live key of the cluster made this signature", "run `zt-daemon cluster add` again if the cluster key was replaced"},
