@@ -14,7 +14,8 @@ import (
 // this process, so that a test may change users and keys.
 type Issuer struct {
 	*issuer.Issuer
-	CA []byte // PEM
+	CA  []byte // PEM
+	Pin string // of its certificate's public key
 
 	namespace *Namespace
 	address   string
@@ -48,7 +49,7 @@ func (l *Lab) StartIssuer(ca *Authority, namespace *Namespace, address string, c
 		ln.Close()
 		return nil, fmt.Errorf("start the issuer: %w", err)
 	}
-	i := &Issuer{Issuer: server, CA: ca.PEM, namespace: namespace, address: ln.Addr().String()}
+	i := &Issuer{Issuer: server, CA: ca.PEM, Pin: cert.Pin, namespace: namespace, address: ln.Addr().String()}
 	i.serve(ln)
 	l.Cleanup(i.Stop)
 	l.Say("the issuer serves %s", i.URL())

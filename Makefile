@@ -1,0 +1,41 @@
+# What can be done here. Each target is one or two commands that anyone could type.
+
+GO ?= go
+FUZZTIME ?= 30s
+
+help: ## this list
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+build: ## static zt-relay and zt-daemon into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w' -o bin/ ./cmd/...
+
+test: ## vet, and every test that needs no root, network or Kubernetes, with the race detector
+	@sh test/tools.sh go git make gcc
+	$(GO) vet ./... && $(GO) vet -tags e2e ./test
+	$(GO) test -race -json ./... | $(GO) run ./test/report
+
+lint: ## vet, staticcheck, gofmt
+	$(GO) vet ./... && $(GO) vet -tags e2e ./test && $(GO) run honnef.co/go/tools/cmd/staticcheck -tags e2e ./...
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt -w these:"; echo "$$unformatted"; exit 1; }
+
+fuzz: ## every fuzz target for FUZZTIME, 30s each
+	@for p in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirname | sort -u); do for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$p/*_test.go); do \
+		echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
+
+bench: ## what zt adds to a kubectl call on loopback, beside the Go benchmarks
+	$(GO) test -run '^$$' -bench . ./...
+	$(GO) run ./test/demo -bench
+
+e2e: ## the whole of it in network namespaces, with a real API server and a browser (root)
+	@sh test/tools.sh go git make gcc ip nft chromium
+	$(GO) test -tags e2e -count=1 -timeout 30m -json ./test | $(GO) run ./test/report -v -skips=fail
+
+demo: ## the whole of it on loopback, told line by line; CHECK=1 runs unattended, CONTEXT=name takes your own cluster
+	@sh test/tools.sh go git make gcc kubectl
+	@$(GO) run ./test/demo $(if $(CHECK),-check) $(if $(CONTEXT),-context '$(CONTEXT)')
+
+clean: ## remove what was built here; the Kubernetes build stays in your cache directory
+	rm -rf bin
+
+.PHONY: help build test lint fuzz bench e2e demo clean
+.DEFAULT_GOAL := help
