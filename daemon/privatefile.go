@@ -27,7 +27,13 @@ func (e *ExposedError) Hint() string { return e.Fix }
 
 // writeAtomic replaces path by data: temp file beside it, fsync, rename, fsync
 // of the directory. After an error the old file is as it was.
-func writeAtomic(path string, data []byte, mode fs.FileMode) (err error) {
+func writeAtomic(path string, data []byte, mode fs.FileMode) error {
+	return writeAtomicLike(path, data, mode, nil)
+}
+
+// writeAtomicLike is writeAtomic, and the file belongs to whom like (may be
+// nil) belongs: root who edits another's file does not take it away.
+func writeAtomicLike(path string, data []byte, mode fs.FileMode, like fs.FileInfo) (err error) {
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, tempPattern) // mode 0600
 	if err != nil {
@@ -45,6 +51,13 @@ func writeAtomic(path string, data []byte, mode fs.FileMode) (err error) {
 	}
 	if err = f.Chmod(mode); err != nil && !errors.Is(err, errors.ErrUnsupported) {
 		return err
+	}
+	if like != nil {
+		if uid, gid, ok := fileOwner(like); ok && uid != os.Geteuid() {
+			if err = f.Chown(uid, gid); err != nil {
+				return err
+			}
+		}
 	}
 	if err = f.Sync(); err != nil {
 		return err
