@@ -111,6 +111,7 @@ func TestReopen(t *testing.T) {
 	at := listen(t, b, 443, echo)
 	c := dialTo(t, a, at)
 	defer c.Close()
+	time.Sleep(60 * time.Millisecond) // wireguard-go takes 20 initiations a second of a peer
 	if err := a.eng.wg.Down(); err != nil {
 		t.Fatal(err)
 	}
