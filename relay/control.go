@@ -1,0 +1,278 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/zt-daemon/zt/auth"
+	"github.com/zt-daemon/zt/auth/key"
+	"github.com/zt-daemon/zt/relay/wire"
+)
+
+const (
+	stepTimeout    = 10 * time.Second // of each step until a session is admitted
+	maxHalfOpen    = 1024             // sessions that presented no grant yet
+	maxAdmissions  = 64               // grants being verified
+	maxAdmin       = 10 * time.Minute // of an administrator's session
+	maxAdminIdle   = time.Minute
+	maxFirstNoise  = 256 // bytes; the message is 96
+	closeHandshake = "handshake failed: another relay key or network than this relay's"
+)
+
+// A gate lets sessions in, some at a time, and waits for all.
+type gate struct {
+	mu       sync.Mutex // guards what follows
+	halfOpen int
+	closed   bool
+	all      sync.WaitGroup
+}
+
+// enter reports whether a session may begin; if so, leave must be called.
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed || g.halfOpen >= maxHalfOpen {
+		return false
+	}
+	g.halfOpen++
+	g.all.Add(1)
+	return true
+}
+
+// admitted makes room for another half-open session.
+func (g *gate) admitted() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.halfOpen--
+}
+
+// close lets nobody in any more and waits until everybody has left.
+func (g *gate) close() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.all.Wait()
+}
+
+func (g *gate) waiting() float64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return float64(g.halfOpen)
+}
+
+// serveSession is GET /v1/session: one session, from upgrade to end.
+func (s *Server) serveSession(w http.ResponseWriter, r *http.Request) {
+	if !s.gate.enter() {
+		s.metrics.handshakes.WithLabelValues("full").Inc()
+		w.Header().Set("Retry-After", "1")
+		http.Error(w, "too many sessions are beginning", http.StatusServiceUnavailable)
+		return
+	}
+	defer s.gate.all.Done()
+	admitted := sync.OnceFunc(s.gate.admitted)
+	defer admitted()
+	c, err := websocket.Accept(w, r, &websocket.AcceptOptions{CompressionMode: websocket.CompressionDisabled})
+	if err != nil { // Accept has answered
+		s.metrics.handshakes.WithLabelValues("no_upgrade").Inc()
+		return
+	}
+	defer c.CloseNow()
+	c.SetReadLimit(wire.MaxMessage)
+	remote, _ := netip.ParseAddrPort(r.RemoteAddr)
+	p, l, unclaimed, err := s.handshake(r.Context(), c, remote)
+	if err != nil {
+		result := "failed"
+		if errors.Is(err, context.DeadlineExceeded) {
+			result = "timeout"
+		} else if errors.Is(err, wire.ErrHandshake) {
+			c.Close(websocket.StatusPolicyViolation, closeHandshake)
+		}
+		s.metrics.handshakes.WithLabelValues(result).Inc()
+		s.log.Debug("session handshake failed", "endpoint", remote, "err", err)
+		return
+	}
+	s.metrics.handshakes.WithLabelValues("done").Inc()
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		p.write(r.Context(), l)
+	}()
+	err = s.converse(r.Context(), p, l, unclaimed, admitted)
+	if refusal, ok := errors.AsType[*auth.RefusedError](err); ok {
+		p.end(string(refusal.Reason), refusal.Detail, hintOf(refusal))
+	} else {
+		p.end(reasonGone, "", "")
+	}
+	<-written
+	s.hub.leave(p, p.ending.Reason, p.ending.Detail)
+}
+
+// handshake makes a session of a WebSocket. It is unclaimed if the participant
+// meant a relay that serves no network yet.
+func (s *Server) handshake(ctx context.Context, c *websocket.Conn, remote netip.AddrPort) (p *session, l *link, unclaimed bool, err error) {
+	step, cancel := context.WithTimeout(ctx, s.stepTimeout)
+	defer cancel()
+	first, err := readBinary(step, c)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	second, peer, cipher, unclaimed, err := s.respond(first)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	if err := c.Write(step, websocket.MessageBinary, second); err != nil {
+		return nil, nil, false, err
+	}
+	now := s.now()
+	p, l = newSession(peer, remote, now), &link{c: c, cipher: cipher}
+	err = l.send(step, p.nextNumber(), &wire.Welcome{
+		Version: wire.Version, Session: p.id, Bind: p.bindKey, UDP: s.cfg.AdvertiseUDP, Time: uint64(now.UnixMilli()),
+	})
+	if err != nil {
+		return nil, nil, false, err
+	}
+	// Only this message proves the participant's key: the first can be replayed.
+	_, m, err := l.receive(ctx, s.stepTimeout)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	if hello, ok := m.(*wire.Hello); !ok || hello.Version < wire.Version {
+		why := &wire.Refused{Reason: wire.ReasonVersion, Detail: "this relay speaks version 1", Hint: "use versions of zt-daemon and zt-relay that belong together"}
+		l.send(ctx, p.nextNumber(), why)
+		c.Close(websocket.StatusPolicyViolation, why.Reason)
+		return nil, nil, false, errors.New("no hello of a version that this relay speaks")
+	}
+	return p, l, unclaimed, nil
+}
+
+// respond tries the relay's keys, and the network's id or none.
+func (s *Server) respond(first []byte) (second []byte, peer key.WireGuardPublic, c *wire.Cipher, unclaimed bool, err error) {
+	if len(first) > maxFirstNoise {
+		return nil, peer, nil, false, wire.ErrHandshake
+	}
+	id := s.documents.network()
+	for _, network := range []auth.NetworkID{id, {}} {
+		for _, k := range []key.RelayPrivate{s.keys.current, s.keys.next} {
+			second, peer, c, err = wire.Respond(k, network, bytes.Clone(first))
+			if err == nil {
+				return second, peer, c, network.IsZero(), nil
+			}
+		}
+		if id.IsZero() {
+			break
+		}
+	}
+	return nil, peer, nil, false, wire.ErrHandshake
+}
+
+// converse reads a session's messages until it ends.
+func (s *Server) converse(ctx context.Context, p *session, l *link, unclaimed bool, admitted func()) error {
+	number, m, err := l.receive(ctx, s.stepTimeout)
+	if err != nil {
+		return err
+	}
+	var r *auth.RefusedError
+	admin := false
+	switch m := m.(type) {
+	case *wire.Claim:
+		if !unclaimed {
+			r = refused(wire.ReasonNotAllowed, "a claim is for a relay without a network", "")
+			break
+		}
+		r, admin = s.claim(m), true
+	case *wire.AdminProof:
+		if unclaimed {
+			r = refused(wire.ReasonUnclaimed, "this relay serves no network yet", "claim it with `zt-daemon network create`")
+			break
+		}
+		r, admin = s.proveAdmin(m, l.cipher.HandshakeHash(), p), true
+	case *wire.Grant:
+		if unclaimed {
+			r = refused(wire.ReasonUnclaimed, "this session is for a relay without a network", "")
+			break
+		}
+		r = s.grant(ctx, p, number, m)
+	default:
+		r = refused(wire.ReasonMalformed, "a session begins with a grant", "")
+	}
+	if r != nil {
+		s.refused(p, "session", r)
+		p.finish(refusal(number, r))
+		return nil
+	}
+	admitted()
+	if admin {
+		p.send(&wire.OK{Re: number})
+		return s.serveAdmin(ctx, p, l)
+	}
+	for {
+		number, m, err := l.receive(ctx, goneAfter)
+		if err != nil {
+			return err
+		}
+		p.heard.Store(time.Now().UnixMilli())
+		if r := s.handle(ctx, p, number, m); r != nil {
+			return r
+		}
+	}
+}
+
+// handle answers one message of an admitted session; an error ends it.
+func (s *Server) handle(ctx context.Context, p *session, number uint32, m wire.Message) error {
+	var (
+		r    *auth.RefusedError
+		what string
+	)
+	switch m := m.(type) {
+	case *wire.Grant:
+		what, r = "grant", s.grant(ctx, p, number, m)
+	case *wire.Statement:
+		what, r = "statement", s.statement(p, number, m)
+	case *wire.DocumentsRequest:
+		s.sendDocuments(ctx, p, number, p.cluster)
+	case *wire.EdgeRequest:
+		what = "edge"
+		if _, ok := s.documents.cluster(m.Cluster); !ok {
+			r = refused(wire.ReasonUnknownCluster, "", "run `zt-daemon clusters` for the list")
+		} else {
+			r = s.hub.request(p, number, m)
+		}
+	case *wire.EdgeAnswer:
+		m.Answer = bytes.Clone(m.Answer) // it goes into the laptop's queue
+		s.hub.answer(p, m)
+	case *wire.Refused:
+		s.hub.declined(p, m)
+	case *wire.EdgeHold:
+		s.hub.hold(p, m)
+	case *wire.EdgeClose:
+		s.hub.close(p, m)
+	case *wire.Ping:
+		p.send(&wire.Pong{Re: number})
+	case *wire.Pong, *wire.OK:
+	default:
+		return refused(wire.ReasonMalformed, "a message that a participant does not send", "")
+	}
+	if r != nil {
+		s.refused(p, what, r)
+		p.refuse(number, r)
+	}
+	return nil
+}
+
+// refused counts and records a refusal.
+func (s *Server) refused(p *session, what string, r *auth.RefusedError) {
+	reason := s.metrics.label(string(r.Reason))
+	s.metrics.refusals.WithLabelValues(what, reason).Inc()
+	s.hub.mu.Lock()
+	e := p.subject(Event{Time: s.now(), Event: EventRefused, Reason: reason, Detail: what + ": " + r.Error()})
+	s.hub.mu.Unlock()
+	s.audit.write(e)
+	s.log.Info("refused", "peer", p.key, "endpoint", p.remote, "request", what, "reason", reason, "err", r)
+}

@@ -1,0 +1,120 @@
+package relay
+
+import (
+	"context"
+	"time"
+
+	"github.com/zt-daemon/zt/auth"
+	"github.com/zt-daemon/zt/auth/key"
+	"github.com/zt-daemon/zt/relay/wire"
+)
+
+const (
+	sweepEvery   = 500 * time.Millisecond
+	recheckEvery = 30 * time.Second
+)
+
+// sweep ends what has reached its end by the wall clock, so that a clock that is
+// set forward counts at once: leases, and edges that waited too long.
+func (h *hub) sweep(ctx context.Context) {
+	ticker := time.NewTicker(sweepEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			h.expire(h.now())
+		}
+	}
+}
+
+func (h *hub) expire(now time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.sessions {
+		if now.Before(s.expires) {
+			continue
+		}
+		detail := "the statement was not renewed"
+		if s.identity != nil && !now.Before(s.identity.GrantEnds) {
+			detail = "the login has reached its end"
+		}
+		h.cutLocked(s, refused(wire.ReasonExpired, detail, ""))
+	}
+	for _, e := range h.waiting {
+		if now.Before(e.deadline) {
+			continue
+		}
+		switch e.state {
+		case edgeWaiting:
+			h.failLocked(e, refused(wire.ReasonClusterOffline, "no node of cluster "+e.cluster+" is connected to this relay", "see that the cluster's zt-daemon pods are running"))
+		case edgeOffered:
+			e.node.session.send(&wire.EdgeRefused{Edge: e.id, Reason: wire.ReasonTimeout, Detail: "no answer in " + waitForAnswer.String()})
+			h.offerLocked(e)
+		case edgeHeld:
+			h.refuseLocked(e, wire.ReasonNotHeld, "the other side did not come back in "+waitForHolder.String())
+		}
+	}
+	h.pruneRevocationsLocked(now)
+}
+
+// renew extends the lease of a person or workload by a statement, ends it by one
+// that says so, and answers message number.
+func (h *hub) renew(s *session, number uint32, v *auth.Verifier, body []byte) *auth.RefusedError {
+	signed, err := auth.ParseSignedStatement(body)
+	if err != nil {
+		return asRefused(err)
+	}
+	h.mu.Lock()
+	prev, g := s.identity, s.grant
+	h.mu.Unlock()
+	next, err := v.VerifyStatement(g, prev, signed)
+	r := asRefused(err)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.sessions[s.key] != s:
+		return &auth.RefusedError{Reason: auth.ReasonNotAdmitted}
+	case r != nil && r.Reason == auth.ReasonEnded:
+		h.tellNodesLocked(s, body)
+		s.send(&wire.OK{Re: number})
+		h.cutLocked(s, r)
+		return nil
+	case r != nil:
+		return r
+	}
+	s.identity, s.grant.Statement, s.expires = next, signed, next.Ends()
+	h.tellNodesLocked(s, body)
+	s.admitted(number, next.Addr)
+	return nil
+}
+
+// recheck holds every lease against the issuers and records of now.
+func (h *hub) recheck(v *auth.Verifier, clusterKeys func(cluster string) []key.ClusterPublic, id auth.NetworkID) {
+	h.mu.Lock()
+	all := h.snapshotLocked()
+	leases := make([]lease, len(all))
+	for i, s := range all {
+		leases[i] = s.lease
+	}
+	h.mu.Unlock()
+	now := h.now()
+	for i, l := range leases {
+		var r *auth.RefusedError
+		if l.kind == kindNode {
+			r = asRefused(l.node.Verify(id, clusterKeys(l.cluster), now))
+		} else {
+			r = v.Recheck(l.identity)
+		}
+		if r == nil {
+			continue
+		}
+		h.mu.Lock()
+		// What was renewed meanwhile was verified meanwhile.
+		if s := all[i]; h.sessions[s.key] == s && s.identity == l.identity && s.node == l.node {
+			h.cutLocked(s, r)
+		}
+		h.mu.Unlock()
+	}
+}
