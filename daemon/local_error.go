@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 
 	"github.com/zt-daemon/zt/auth"
 )
@@ -85,9 +86,9 @@ func (e *LocalError) ExitCode() int {
 	return e.Code
 }
 
-// AsLocalError turns any error into one that can be sent: kind and hint are
-// those of the first LocalError, *auth.RefusedError or error with a Hint in
-// its chain, the message is err's own. nil gives nil.
+// AsLocalError turns any error into one that can be sent or shown: the message
+// is err's own; hint, kind and exit code are those of what it wraps, found by
+// type. nil gives nil.
 func AsLocalError(err error) *LocalError {
 	if err == nil {
 		return nil
@@ -105,34 +106,57 @@ func AsLocalError(err error) *LocalError {
 	}](err); ok {
 		e.Code = c.ExitCode()
 	}
+	kind, known := kindOf(err)
+	if known {
+		e.Kind, e.Code = kind, kind.ExitCode()
+	}
 	if l, ok := errors.AsType[*LocalError](err); ok {
-		e.Kind, e.Code = l.Kind, l.ExitCode()
-	} else if r, ok := errors.AsType[*auth.RefusedError](err); ok {
-		e.Kind = refusalKind(r.Reason)
-		e.Code = e.Kind.ExitCode()
-	} else if _, ok := errors.AsType[*CorruptStateError](err); ok {
-		e.Kind = KindCorruptState
-	} else if errors.Is(err, context.DeadlineExceeded) {
-		e.Kind, e.Code = KindUnreachable, ExitUnreachable
-	} else if errors.Is(err, context.Canceled) {
-		e.Kind = KindCancelled
+		e.Code = l.ExitCode()
 	}
 	return e
 }
 
-func refusalKind(r auth.Reason) Kind {
-	if r == auth.ReasonUnknownCluster {
-		return KindUnknownCluster
+// kindOf finds the kind of the errors that packages auth and daemon give. It
+// is the one table from errors to exit codes.
+func kindOf(err error) (k Kind, known bool) {
+	if l, ok := errors.AsType[*LocalError](err); ok {
+		return l.Kind, true
 	}
-	switch r.Class() {
-	case auth.ClassLogin:
-		return KindExpired
-	case auth.ClassDenied:
+	if r, ok := errors.AsType[*auth.RefusedError](err); ok {
+		return refusalKind(r.Reason, r.Reason.Class()), true
+	}
+	if r, ok := errors.AsType[*RefusedError](err); ok {
+		return refusalKind(auth.Reason(r.Reason), r.Class()), true
+	}
+	if _, ok := errors.AsType[*CorruptStateError](err); ok {
+		return KindCorruptState, true
+	}
+	if _, ok := errors.AsType[*net.DNSError](err); ok {
+		return KindUnreachable, true
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return KindUnreachable, true
+	}
+	switch {
+	case errors.Is(err, ErrUnreachable), errors.Is(err, context.DeadlineExceeded):
+		return KindUnreachable, true
+	case errors.Is(err, context.Canceled):
+		return KindCancelled, true
+	}
+	return KindFailure, false
+}
+
+func refusalKind(r auth.Reason, c auth.Class) Kind {
+	switch {
+	case r == auth.ReasonUnknownCluster:
+		return KindUnknownCluster
+	case r == auth.ReasonRequire, c == auth.ClassDenied:
 		return KindDenied
-	case auth.ClassUnavailable:
+	case c == auth.ClassLogin:
+		return KindExpired
+	case c == auth.ClassUnavailable:
 		return KindUnreachable
 	default:
-		// What was presented is wrong: for a person that is a denial as well.
-		return KindDenied
+		return KindFailure
 	}
 }
