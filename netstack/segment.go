@@ -34,6 +34,7 @@ const (
 
 	flagFIN = byte(header.TCPFlagFin)
 	flagSYN = byte(header.TCPFlagSyn)
+	flagRST = byte(header.TCPFlagRst)
 	flagPSH = byte(header.TCPFlagPsh)
 	flagACK = byte(header.TCPFlagAck)
 	flagCWR = byte(header.TCPFlagCwr)

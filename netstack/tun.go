@@ -18,6 +18,7 @@ type tunDevice struct {
 	own     [16]byte // the overlay address
 	dropSYN bool
 	drops   *drops
+	zero    zeroWindows
 
 	events    chan tun.Event // nothing happens; closed by Close
 	closeOnce sync.Once
@@ -55,6 +56,7 @@ func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (n int, err err
 			t.cut.release()
 			t.drops.outbound.Add(1)
 		} else {
+			t.zero.sending(bufs[n][offset : offset+size])
 			sizes[n] = size
 			n++
 		}
@@ -106,6 +108,7 @@ func (t *tunDevice) Write(bufs [][]byte, offset int) (int, error) {
 			t.drops.inbound(v)
 			continue
 		}
+		t.zero.receiving(b)
 		if run.n > 0 && run.add(b) {
 			continue
 		}
