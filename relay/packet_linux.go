@@ -85,9 +85,9 @@ type cmsg [4]uint64
 
 func (c *cmsg) header() *unix.Cmsghdr { return (*unix.Cmsghdr)(unsafe.Pointer(c)) }
 
-func (c *cmsg) data() []byte {
-	return unsafe.Slice((*byte)(unsafe.Pointer(c)), unsafe.Sizeof(*c))[unix.CmsgLen(0):]
-}
+func (c *cmsg) all() []byte { return unsafe.Slice((*byte)(unsafe.Pointer(c)), unsafe.Sizeof(*c)) }
+
+func (c *cmsg) data() []byte { return c.all()[unix.CmsgLen(0):] }
 
 // A batch is the buffers of one goroutine that forwards: all are made once and
 // used again. The kernel's structures point into it, so it lives on the heap and

@@ -1,0 +1,192 @@
+package relay
+
+import (
+	"bytes"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/zt-daemon/zt/relay/wire"
+)
+
+// udp is a loopback socket; joins lets it receive and send trains itself.
+func udp(t testing.TB) *net.UDPConn {
+	t.Helper()
+	c, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.0.0.1:0")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// sendTrain sends b as datagrams of seg bytes in one system call.
+func sendTrain(t testing.TB, c *net.UDPConn, to netip.AddrPort, b []byte, seg int) {
+	t.Helper()
+	oob := make([]byte, unix.CmsgSpace(2))
+	m := &cmsg{}
+	h := m.header()
+	h.Level, h.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
+	h.SetLen(unix.CmsgLen(2))
+	m.data()[0], m.data()[1] = byte(seg), byte(seg>>8)
+	copy(oob, m.all())
+	if _, _, err := c.WriteMsgUDPAddrPort(b, oob, to); err != nil {
+		t.Skipf("this kernel sends no trains (UDP_SEGMENT): %v", err)
+	}
+}
+
+// relayed is a socket that forwards between two bound sessions, step by step.
+func relayed(t testing.TB) (b *batch, f *forwarder, left, right *net.UDPConn) {
+	t.Helper()
+	conn := udp(t)
+	left, right = udp(t), udp(t)
+	s, err := newSocket(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, l, r := joined(t)
+	bindTo := func(ses *session, c *net.UDPConn) {
+		// As the packet path would: the address in the kernel's own form.
+		addr := c.LocalAddr().(*net.UDPAddr).AddrPort()
+		p := path{addr: addr, via: s}
+		b4 := addr.Addr().As4()
+		p.name.b[0] = unix.AF_INET
+		p.name.b[2], p.name.b[3] = byte(addr.Port()>>8), byte(addr.Port())
+		copy(p.name.b[4:], b4[:])
+		p.name.n = unix.SizeofSockaddrInet4
+		f.move(ses, &p)
+	}
+	bindTo(l, left)
+	bindTo(r, right)
+	return newBatch(s), f, left, right
+}
+
+func local(c *net.UDPConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAddr).AddrPort() }
+
+// readAll reads want bytes in datagrams.
+func readAll(t testing.TB, c *net.UDPConn, want int) (datagrams [][]byte) {
+	t.Helper()
+	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	buf := make([]byte, 65535)
+	for want > 0 {
+		n, err := c.Read(buf)
+		if err != nil {
+			t.Fatalf("%d bytes are missing: %v", want, err)
+		}
+		datagrams = append(datagrams, bytes.Clone(buf[:n]))
+		want -= n
+	}
+	return datagrams
+}
+
+func TestTrainThroughKernel(t *testing.T) {
+	for name, split := range map[string]bool{"with UDP_SEGMENT": true, "without": false} {
+		t.Run(name, func(t *testing.T) {
+			b, f, left, right := relayed(t)
+			b.socket.segments.Store(split && b.socket.segments.Load())
+			const seg, count = 1312, 40
+			train := bytes.Repeat(message(wire.PacketTransport, seg, 0xa), count)
+			wire.PutChannel(train[7*seg:], 0xf) // a stranger's, in the middle
+			train = append(train, message(wire.PacketTransport, 500, 0xa)...)
+			done := make(chan error, 1)
+			var total tally
+			f.counter = func(c *tally) { total.packets += c.packets; total.dropped[dropChannel] += c.dropped[dropChannel] }
+			go func() {
+				for total.packets < count {
+					if err := b.step(f); err != nil {
+						done <- err
+						return
+					}
+				}
+				done <- nil
+			}()
+			sendTrain(t, left, local(b.socket.conn), train, seg)
+			got := readAll(t, right, len(train)-seg)
+			if len(got) != count {
+				t.Errorf("%d datagrams, want %d", len(got), count)
+			}
+			for i, d := range got {
+				n := seg
+				if i == count-1 {
+					n = 500
+				}
+				if want := message(wire.PacketTransport, n, 0xb); !bytes.Equal(d, want) {
+					t.Errorf("datagram %d: %d bytes on channel %#x", i, len(d), wire.Channel(d))
+				}
+			}
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if total.dropped[dropChannel] != 1 {
+				t.Errorf("%d drops, want 1", total.dropped[dropChannel])
+			}
+		})
+	}
+}
+
+func TestStepDoesNotAllocate(t *testing.T) {
+	b, f, left, right := relayed(t)
+	to := local(b.socket.conn)
+	m := message(wire.PacketTransport, 1312, 0xa)
+	buf := make([]byte, 2048)
+	right.SetReadDeadline(time.Now().Add(30 * time.Second))
+	allocs := testing.AllocsPerRun(500, func() {
+		if _, err := left.WriteToUDPAddrPort(m, to); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.step(f); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := right.ReadFromUDPAddrPort(buf); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if allocs != 0 {
+		t.Errorf("%v allocations a batch, want 0", allocs)
+	}
+}
+
+func BenchmarkTrain(b *testing.B) {
+	f, _, _ := joined(b)
+	const seg, count = 1312, 49
+	train := bytes.Repeat(message(wire.PacketTransport, seg, 0xa), count)
+	from := &path{addr: addrA}
+	var t tally
+	var out discard
+	b.SetBytes(int64(len(train)))
+	for b.Loop() {
+		for off := 0; off < len(train); off += seg {
+			wire.PutChannel(train[off:], 0xa)
+		}
+		f.train(train, seg, from, 0, out, &t)
+	}
+	b.ReportMetric(float64(b.N)*count/b.Elapsed().Seconds(), "pkts/s")
+}
+
+// BenchmarkForward moves trains through the kernel: one system call in, one out.
+func BenchmarkForward(b *testing.B) {
+	batch, f, left, right := relayed(b)
+	right.SetReadBuffer(1 << 20)
+	const seg, count = 1312, 49
+	train := bytes.Repeat(message(wire.PacketTransport, seg, 0xa), count)
+	to := local(batch.socket.conn)
+	buf := make([]byte, 65535)
+	raw, err := newSocket(right) // joins what it receives
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(int64(len(train)))
+	for b.Loop() {
+		sendTrain(b, left, to, train, seg)
+		if err := batch.step(f); err != nil {
+			b.Fatal(err)
+		}
+		if _, _, err := raw.conn.ReadFromUDPAddrPort(buf); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(b.N)*count/b.Elapsed().Seconds(), "pkts/s")
+}
