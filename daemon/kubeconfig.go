@@ -44,6 +44,8 @@ type KubeconfigEntry struct {
 	CA      string // PEM, one or more certificates
 	TLSName string // to expect in the API server's certificate
 	Command string // path of zt-daemon; "zt-daemon" is looked up in PATH by kubectl
+	// StateDir is for a daemon whose state is not in the usual place; else empty.
+	StateDir string
 	// KeepUser leaves the person's own user entry in charge of credentials:
 	// User, or if that is empty the one of the context there is, or the only one
 	// used with a cluster of the same CA.
@@ -56,6 +58,15 @@ func (e KubeconfigEntry) name() string {
 		return KubeconfigPrefix + e.Cluster
 	}
 	return e.Name
+}
+
+// credentialArgs are the arguments of the exec credential command.
+func (e KubeconfigEntry) credentialArgs() []*yaml.Node {
+	args := []*yaml.Node{kubeText("credential"), kubeText("--network-id"), kubeText(e.Network)}
+	if e.StateDir != "" {
+		args = append(args, kubeText("--state-dir"), kubeText(e.StateDir))
+	}
+	return append(args, kubeText(e.Cluster))
 }
 
 func (e KubeconfigEntry) validate() error {
@@ -362,7 +373,7 @@ func (set *kubeFiles) put(e KubeconfigEntry) error {
 		case usersSection:
 			body = kubeMap("exec", kubeMap(
 				"apiVersion", kubeText(ExecAPIVersion),
-				"args", kubeList(kubeText("credential"), kubeText("--network-id"), kubeText(e.Network), kubeText(e.Cluster)),
+				"args", kubeList(e.credentialArgs()...),
 				"command", kubeText(e.Command),
 				"installHint", kubeText(execInstallHint),
 				"interactiveMode", kubeText("IfAvailable"),

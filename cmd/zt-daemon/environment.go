@@ -1,12 +1,16 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"golang.org/x/term"
+
+	"github.com/zt-daemon/zt/daemon"
 )
 
 // environment is everything a command takes from outside its own flags. It is
@@ -19,10 +23,41 @@ type environment struct {
 	stderr io.Writer // progress, questions, errors and hints
 
 	getenv     func(string) string
+	goos       string      // runtime.GOOS
 	home       string      // the person's home directory; empty when there is none
-	executable string      // absolute path of this program, symlinks kept; empty when unknown
+	executable string      // absolute path of this program; empty when unknown
+	uid        int         // effective user; -1 on Windows
 	isTerminal func() bool // whether a person can be asked: standard input and error are terminals
-	width      func() int  // columns of the terminal on standard error; 80 when it is none
+
+	// openBrowser shows a page to the person. It may return before or after the
+	// page is shown.
+	openBrowser func(url string) error
+	// runLaptop runs the daemon of a laptop until ctx is done or it is told to end.
+	runLaptop func(context.Context, daemon.LaptopConfig) error
+
+	stateDir string // --state-dir; empty: the system's usual directories
+}
+
+// dirs are the directories of this person.
+func (env *environment) dirs() (daemon.Dirs, error) {
+	if env.stateDir == "" {
+		return daemon.FindDirs(env.goos, env.home, env.getenv)
+	}
+	dir, err := filepath.Abs(env.stateDir)
+	if err != nil {
+		return daemon.Dirs{}, err
+	}
+	return daemon.DirsUnder(dir), nil
+}
+
+// state opens the state directory of this person.
+func (env *environment) state() (*daemon.State, daemon.Dirs, error) {
+	dirs, err := env.dirs()
+	if err != nil {
+		return nil, dirs, err
+	}
+	s, err := daemon.OpenState(dirs.State)
+	return s, dirs, err
 }
 
 // processEnvironment is the environment of this process.
@@ -40,17 +75,15 @@ func processEnvironment() *environment {
 		stdout:     os.Stdout,
 		stderr:     os.Stderr,
 		getenv:     os.Getenv,
+		goos:       runtime.GOOS,
 		home:       home,
 		executable: exe,
+		uid:        os.Geteuid(),
 		isTerminal: func() bool {
 			return term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stderr.Fd()))
 		},
-		width: func() int {
-			if w, _, err := term.GetSize(int(os.Stderr.Fd())); err == nil && w > 0 {
-				return w
-			}
-			return 80
-		},
+		openBrowser: openBrowser,
+		runLaptop:   runLaptop,
 	}
 }
 

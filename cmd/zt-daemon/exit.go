@@ -1,44 +1,32 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/zt-daemon/zt/daemon"
 )
 
 // Exit codes, stable: scripts and the documentation depend on them.
 const (
-	exitFailure     = 1
-	exitUsage       = 2
-	exitLogin       = 3 // not logged in, or the login is over
-	exitUnreachable = 4
-	exitDenied      = 5 // by a policy
+	exitFailure     = daemon.ExitFailure
+	exitUsage       = daemon.ExitUsage
+	exitLogin       = daemon.ExitLogin
+	exitUnreachable = daemon.ExitUnreachable
+	exitDenied      = daemon.ExitDenied
 )
 
-type hinter interface {
-	error
-	Hint() string
-}
-
-type exitCoder interface {
-	error
-	ExitCode() int
-}
-
 // report prints err for a person and returns the exit code it stands for. It
-// is the only place where either is decided.
+// is the only place where either is decided: daemon.AsLocalError has the table
+// of errors, and what else has a Hint or an ExitCode says so itself.
 func report(env *environment, err error) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintf(env.stderr, "zt-daemon: %s\n", printable(err.Error()))
-	if h, ok := errors.AsType[hinter](err); ok && h.Hint() != "" {
-		for line := range strings.Lines(h.Hint()) {
-			fmt.Fprintf(env.stderr, "zt-daemon: hint: %s\n", printable(strings.TrimSuffix(line, "\n")))
-		}
+	e := daemon.AsLocalError(err)
+	fmt.Fprintf(env.stderr, "zt-daemon: %s\n", printable(e.Error()))
+	for line := range strings.Lines(e.Hint()) {
+		fmt.Fprintf(env.stderr, "zt-daemon: hint: %s\n", printable(strings.TrimSpace(line)))
 	}
-	if c, ok := errors.AsType[exitCoder](err); ok && c.ExitCode() > 0 {
-		return c.ExitCode()
-	}
-	return exitFailure
+	return e.ExitCode()
 }
