@@ -64,7 +64,7 @@ func (h *hub) expire(now time.Time) {
 func (h *hub) renew(s *session, number uint32, v *auth.Verifier, body []byte) *auth.RefusedError {
 	signed, err := auth.ParseSignedStatement(body)
 	if err != nil {
-		return asRefused(err)
+		return refused(wire.ReasonMalformed, err.Error(), "")
 	}
 	h.mu.Lock()
 	prev, g := s.identity, s.grant

@@ -193,26 +193,26 @@ func TestBind(t *testing.T) {
 		t.Fatalf("the answer drew %v", typ(bound))
 	}
 	for name, b := range map[string][]byte{"request": first, "answer": answer} {
-		if got, tally := bind(addrA, 0, b); got != nil || tally.dropped[dropBindCounter] != 1 {
+		if got, tally := bind(addrA, 10*time.Second, b); got != nil || tally.dropped[dropBindCounter] != 1 {
 			t.Errorf("a replayed %s drew %v", name, typ(got))
 		}
-		if got, _ := bind(addrC, 0, b); got != nil {
+		if got, _ := bind(addrC, 10*time.Second, b); got != nil {
 			t.Errorf("a %s replayed from elsewhere drew %v", name, typ(got))
 		}
 	}
 	keep := s.mac.AppendRequest(nil, s.id, 8, wire.BindSize)
-	if got, _ := bind(addrA, 0, keep); typ(got) != wire.BindBound {
+	if got, _ := bind(addrA, 10*time.Second, keep); typ(got) != wire.BindBound {
 		t.Errorf("a newer request from the bound address drew %v, want Bound", typ(got))
 	}
 
 	forged := wire.NewBindMAC(key.NewBind()).AppendRequest(nil, s.id, 9, wire.BindSize)
-	if got, tally := bind(addrA, 0, forged); got != nil || tally.dropped[dropBindTag] != 1 {
+	if got, tally := bind(addrA, 10*time.Second, forged); got != nil || tally.dropped[dropBindTag] != 1 {
 		t.Errorf("a forged request drew %v", typ(got))
 	}
-	if got, tally := bind(addrA, 0, s.mac.AppendRequest(nil, s.id+1, 9, wire.BindSize)); got != nil || tally.dropped[dropBindSession] != 1 {
+	if got, tally := bind(addrA, 10*time.Second, s.mac.AppendRequest(nil, s.id+1, 9, wire.BindSize)); got != nil || tally.dropped[dropBindSession] != 1 {
 		t.Errorf("a request of no session drew %v", typ(got))
 	}
-	if got, _ := bind(addrA, 0, s.mac.AppendChallenge(nil, s.id, 9, make([]byte, wire.CookieLen))); got != nil {
+	if got, _ := bind(addrA, 10*time.Second, s.mac.AppendChallenge(nil, s.id, 9, make([]byte, wire.CookieLen))); got != nil {
 		t.Errorf("a participant's challenge drew %v", typ(got))
 	}
 
