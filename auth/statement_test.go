@@ -114,7 +114,10 @@ func TestIdentitySupersedes(t *testing.T) {
 	if err := old.Supersedes(old); err != nil {
 		t.Errorf("the same: %v", err)
 	}
-	wantReason(t, admit(func(d *draft) { d.statement.Issued = d.statement.Issued.Add(-time.Second); d.statement.Expires = d.now.Add(time.Minute) }).Supersedes(old), ReasonStatementOlder)
+	wantReason(t, admit(func(d *draft) {
+		d.statement.Issued = d.statement.Issued.Add(-time.Second)
+		d.statement.Expires = d.now.Add(time.Minute)
+	}).Supersedes(old), ReasonStatementOlder)
 	wantReason(t, admit(func(d *draft) { d.statement.Expires = d.statement.Expires.Add(-time.Second) }).Supersedes(old), ReasonStatementConflict)
 }
 
