@@ -312,8 +312,8 @@ func resolveUDP(ctx context.Context, hostport string, prefer ...netip.Addr) ([]n
 	var addrs []netip.AddrPort
 	for _, a := range found {
 		a = a.Unmap()
-		if a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
-			continue
+		if a.IsUnspecified() || a.IsMulticast() || a.Is6() && a.IsLinkLocalUnicast() {
+			continue // the last needs a zone, which a name cannot give
 		}
 		addrs = append(addrs, netip.AddrPortFrom(a, uint16(port)))
 	}

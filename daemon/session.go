@@ -469,3 +469,17 @@ func (s *Session) Status() SessionStatus {
 	st.Edges = s.edges.len()
 	return st
 }
+
+// Reconnect gives the present connection up and makes another, with a new
+// proof: a person logged in, or out. Edges are held over it.
+func (s *Session) Reconnect() {
+	s.mu.Lock()
+	c := s.conn
+	s.state.Err = nil // what the old proof came to says nothing of the new one
+	s.changedLocked()
+	s.mu.Unlock()
+	if c != nil {
+		c.ws.CloseNow()
+	}
+	s.Retry()
+}
