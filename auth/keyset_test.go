@@ -166,20 +166,38 @@ func newKeyServer(t testing.TB, jwks string) *keyServer {
 	return s
 }
 
+// keyLog is a log that may be read while it is written.
+type keyLog struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *keyLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *keyLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
 // inMemoryKeySet fetches from a keyServer without a socket, by the clock of
 // the bubble.
-func inMemoryKeySet(t testing.TB, jwks string) (*keyServer, *KeySet, *bytes.Buffer) {
+func inMemoryKeySet(t testing.TB, jwks string) (*keyServer, *KeySet, *keyLog) {
 	s := &keyServer{url: "https://login.example.com", jwks: jwks}
-	var log bytes.Buffer
+	log := &keyLog{}
 	set, err := NewKeySet(KeySetConfig{
 		Issuer: Issuer{URL: s.url, ClientID: "zt", Algorithms: []string{"RS256", "ES256"}},
 		HTTP:   &http.Client{Transport: s},
-		Log:    slog.New(slog.NewTextHandler(&log, nil)),
+		Log:    slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return s, set, &log
+	return s, set, log
 }
 
 func wantReason(t testing.TB, err error, want Reason) {

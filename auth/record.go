@@ -139,6 +139,20 @@ func ParseRecord(raw []byte, h *Head, now time.Time) (*Record, error) {
 	return r, nil
 }
 
+// PeekRecord reads name and version of a record whose signer is unknown, without
+// verifying anything: only so that a replacement can be given a higher version.
+func PeekRecord(raw []byte) (name string, version uint64, err error) {
+	d, err := parseDocument(documentRecord, raw)
+	if err != nil {
+		return "", 0, err
+	}
+	r, err := decodeRecord(d, nil)
+	if err != nil {
+		return "", 0, err
+	}
+	return r.Name, r.Version, nil
+}
+
 // recordUnknownSigner names the cluster only if the unverified payload has a
 // valid name: it is for a message to a person, nothing else.
 func recordUnknownSigner(d *document) error {

@@ -97,10 +97,17 @@ func (n *Node) admit(ctx context.Context, s *Session, offer EdgeOffer) (answer [
 	}
 	edge := auth.EdgeOf(n.files.settings.Network, id, n.files.settings.Cluster, n.files.key.Public(), n.key.Public())
 	if p.laptop != nil {
-		if err := id.Supersedes(p.laptop.identity); err != nil {
+		// Another relay may still carry an older statement, which is live: the
+		// newer one stays.
+		err := id.Supersedes(p.laptop.identity)
+		older := errors.Is(err, &auth.RefusedError{Reason: auth.ReasonStatementOlder})
+		if err != nil && !older {
 			return nil, id, err
 		}
 		n.admission.get(id.WireGuardKey, func(was *admittedLaptop) {
+			if older {
+				l.grant, l.identity = was.grant, was.identity
+			}
 			l.ciphertext, l.flows = was.ciphertext, was.flows
 			maps.Copy(l.edges, was.edges)
 		})

@@ -424,7 +424,8 @@ func (s *Session) await(ctx context.Context) (*control, error) {
 }
 
 // SendStatement renews the grant: an auth.SignedStatement, for a node an
-// auth.NodeGrant. If the connection is lost meanwhile, Proof is asked anyway.
+// auth.NodeGrant. A statement that ends the grant is answered with the zero
+// Admitted. If the connection is lost meanwhile, Proof is asked anyway.
 func (s *Session) SendStatement(ctx context.Context, body []byte) (Admitted, error) {
 	c, err := s.await(ctx)
 	if err != nil {
@@ -433,6 +434,9 @@ func (s *Session) SendStatement(ctx context.Context, body []byte) (Admitted, err
 	answer, err := c.request(ctx, &wire.Statement{Body: body})
 	if err != nil {
 		return Admitted{}, fmt.Errorf("send statement: %w", err)
+	}
+	if _, ok := answer.(*wire.OK); ok { // to an end
+		return Admitted{}, nil
 	}
 	m, ok := answer.(*wire.Admitted)
 	if !ok {

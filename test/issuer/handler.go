@@ -38,6 +38,9 @@ func (i *Issuer) Handler() http.Handler {
 		mux.Handle(i.prefix+path, library)
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if i.config.ClockOffset != 0 {
+			w.Header().Set("Date", time.Now().Add(i.config.ClockOffset).UTC().Format(http.TimeFormat))
+		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 		mux.ServeHTTP(w, r)
 	})

@@ -89,8 +89,9 @@ type Config struct {
 	IssParameter bool
 	// Algorithm signs ID tokens: RS256 (default) or ES256.
 	Algorithm string
-	// ClockOffset is added to the times in ID tokens: an issuer whose clock is
-	// fast (positive) or slow.
+	// ClockOffset is added to the times in ID tokens and to the Date of answers:
+	// an issuer whose clock is fast (positive) or slow, or a client's that is the
+	// other.
 	ClockOffset time.Duration
 	// EditClaims, if set, may change the claims of an ID token before it is
 	// signed: for issuers that are wrong in a way no field above names.
@@ -178,23 +179,27 @@ func (i *Issuer) Run(ctx context.Context, ln net.Listener) error {
 // Serve serves h on ln until ctx is done, and returns once every request it
 // began has ended.
 func Serve(ctx context.Context, ln net.Listener, h http.Handler) error {
-	var requests sync.WaitGroup
+	var conns sync.WaitGroup
 	srv := &http.Server{
+		Handler:           h,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       30 * time.Second,
 		MaxHeaderBytes:    64 << 10,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			requests.Add(1)
-			defer requests.Done()
-			h.ServeHTTP(w, r)
-		}),
+		ConnState: func(_ net.Conn, state http.ConnState) {
+			switch state {
+			case http.StateNew: // called before Serve returns
+				conns.Add(1)
+			case http.StateClosed, http.StateHijacked: // the handler has ended
+				conns.Done()
+			}
+		},
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	err := srv.Serve(ln)
 	if stop() { // Serve ended by itself
 		srv.Close()
 	}
-	requests.Wait()
+	conns.Wait()
 	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}

@@ -1,0 +1,166 @@
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/zt-daemon/zt/auth"
+)
+
+// apiTokenMargin is how long before its end an ID token is refreshed.
+const apiTokenMargin = 30 * time.Second
+
+// apiClient names tokens for API servers: clusters that trust the same client
+// of the same issuer share them.
+type apiClient struct{ issuer, client string }
+
+// apiTokens are a membership's tokens for API servers. They never go to a relay
+// or node but inside TLS to the API server.
+type apiTokens struct {
+	m       *membership
+	mu      sync.Mutex // guards entries
+	entries map[apiClient]*apiEntry
+}
+
+type apiEntry struct {
+	mu     sync.Mutex  // held over a refresh: one at a time
+	loaded bool        // the kept secret was looked for
+	tokens auth.Tokens // zero: none, a person must log in
+}
+
+func (a *apiTokens) init(m *membership) { a.m, a.entries = m, make(map[apiClient]*apiEntry) }
+
+func (a *apiTokens) entry(i auth.Issuer) *apiEntry {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	k := apiClient{i.URL, i.ClientID}
+	if a.entries[k] == nil {
+		a.entries[k] = &apiEntry{}
+	}
+	return a.entries[k]
+}
+
+// keptTokens is what is kept between starts of the daemon, as a secret.
+type keptTokens struct {
+	IDToken      string `json:"idToken"`
+	RefreshToken string `json:"refreshToken"`
+}
+
+func (a *apiTokens) secretName(i auth.Issuer) string {
+	return fmt.Sprintf("api server token: network %s, client %s of %s", a.m.id, i.ClientID, i.URL)
+}
+
+// keep takes the tokens of a login.
+func (a *apiTokens) keep(i auth.Issuer, t auth.Tokens) error {
+	e := a.entry(i)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return a.keepLocked(e, i, t)
+}
+
+func (a *apiTokens) keepLocked(e *apiEntry, i auth.Issuer, t auth.Tokens) error {
+	e.tokens, e.loaded = t, true
+	if t.RefreshToken.IsZero() {
+		return a.m.laptop.cfg.Secrets.Delete(a.secretName(i))
+	}
+	text, err := json.Marshal(keptTokens{t.IDToken.Secret(), t.RefreshToken.Secret()})
+	if err != nil {
+		return err
+	}
+	return a.m.laptop.cfg.Secrets.Set(a.secretName(i), NewSecret(string(text)))
+}
+
+// loadLocked takes what was kept by an earlier start.
+func (a *apiTokens) loadLocked(e *apiEntry, i auth.Issuer) {
+	if e.loaded {
+		return
+	}
+	e.loaded = true
+	secret, err := a.m.laptop.cfg.Secrets.Get(a.secretName(i))
+	if errors.Is(err, ErrNoSecret) {
+		return
+	}
+	var kept keptTokens
+	if err == nil {
+		err = json.Unmarshal([]byte(secret.Reveal()), &kept)
+	}
+	if err == nil {
+		e.tokens, err = auth.StoredTokens(i, auth.IDTokenFrom(kept.IDToken), auth.RefreshTokenFrom(kept.RefreshToken))
+	}
+	if err != nil {
+		// The text of a JSON error could quote the secret.
+		a.m.log.Warn("the token kept for the API server cannot be read; a new login is needed", "issuer", i.URL)
+	}
+}
+
+// get returns an ID token for the API server that is good for a while yet.
+func (a *apiTokens) get(ctx context.Context, i auth.Issuer) (auth.Tokens, error) {
+	e := a.entry(i)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	a.loadLocked(e, i)
+	now := wallClock().Add(a.m.clockOffset())
+	if e.tokens.Expiry.Sub(now) > apiTokenMargin {
+		return e.tokens, nil
+	}
+	if e.tokens.RefreshToken.IsZero() {
+		return auth.Tokens{}, NewLocalError(KindExpired, "run `zt-daemon login`, then try again", "there is no login for the API server at %s", i.URL)
+	}
+	t, err := auth.Refresh(ctx, auth.LoginConfig{Issuer: i, HTTP: a.m.laptop.cfg.HTTP.issuerClient(), Log: a.m.log}, e.tokens)
+	switch {
+	case errors.Is(err, auth.ErrLoginExpired): // the next asks the issuer no more
+		e.tokens = auth.Tokens{}
+		return auth.Tokens{}, errors.Join(err, a.m.laptop.cfg.Secrets.Delete(a.secretName(i)))
+	case err != nil:
+		return auth.Tokens{}, err
+	}
+	if err := a.keepLocked(e, i, t); err != nil {
+		a.m.log.Warn("refresh token not kept; the next start needs a new login", "err", err)
+	}
+	return t, nil
+}
+
+// forget drops every token, kept ones included.
+func (a *apiTokens) forget() error {
+	var errs []error
+	issuers := make(map[apiClient]auth.Issuer)
+	for _, c := range a.m.accesses() {
+		if i := c.current().Issuer; i != nil {
+			issuers[apiClient{i.URL, i.ClientID}] = *i
+		}
+	}
+	for _, i := range issuers {
+		errs = append(errs, a.m.laptop.cfg.Secrets.Delete(a.secretName(i)))
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	clear(a.entries)
+	return errors.Join(errs...)
+}
+
+// credential is what kubectl's exec plugin asks for. Edge and token are got at
+// the same time; the edge's error comes first, because it says more.
+func (c *clusterAccess) credential(ctx context.Context) (CredentialResult, error) {
+	issuer := c.current().Issuer
+	if issuer == nil {
+		return CredentialResult{}, NewLocalError(KindUsage, "use the user that your kubeconfig had for it before",
+			"cluster %s keeps its own kubeconfig user; zt-daemon has no credential for it", c.name)
+	}
+	edge := make(chan error, 1)
+	c.m.wg.Go(func() {
+		_, err := c.ensure(ctx)
+		edge <- err
+	})
+	tokens, err := c.m.api.get(ctx, *issuer)
+	if err := <-edge; err != nil {
+		return CredentialResult{}, err
+	}
+	if err != nil {
+		return CredentialResult{}, err
+	}
+	return CredentialResult{IDToken: NewSecret(tokens.IDToken.Secret()), Expiry: tokens.Expiry}, nil
+}

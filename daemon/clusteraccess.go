@@ -1,0 +1,371 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/zt-daemon/zt/auth"
+	"github.com/zt-daemon/zt/netstack"
+	"github.com/zt-daemon/zt/relay/wire"
+)
+
+const (
+	// edgeTimeout ends an attempt to get an edge, the relay's wait of 10 s for a
+	// node included.
+	edgeTimeout = 12 * time.Second
+	// handshakeTimeout is how long a dial waits before it takes the node for dead.
+	handshakeTimeout = 6 * time.Second
+)
+
+// clusterAccess is a laptop's way to one cluster: a loopback listener, and an
+// edge while one is needed.
+type clusterAccess struct {
+	m        *membership
+	name     string
+	port     uint16
+	listener *Listener
+	stop     context.CancelFunc // ends the listener
+
+	mu      sync.Mutex // guards below
+	record  *auth.Record
+	edge    *laptopEdge
+	attempt *edgeAttempt // under way
+	state   string       // a Cluster… constant
+	err     error        // of the last attempt
+	since   time.Time
+	used    time.Time // when the edge was last asked for
+}
+
+// laptopEdge is an edge whose node is installed as a peer. It does not change.
+type laptopEdge struct {
+	Edge
+	session *memberSession
+	addr    netip.Addr // the node's overlay address
+}
+
+// edgeAttempt is one attempt, for all who wait for it.
+type edgeAttempt struct {
+	done chan struct{}
+	edge *laptopEdge
+	err  error
+}
+
+// addCluster opens the listener of a cluster that is new here.
+func (m *membership) addCluster(r *auth.Record) error {
+	settings, err := m.state.Settings()
+	if err != nil {
+		return err
+	}
+	kept := func(port uint16) bool {
+		for _, p := range settings.Ports {
+			if p == port {
+				return true
+			}
+		}
+		return false
+	}
+	had := settings.Ports[r.Name]
+	ln, err := ListenLoopback(m.ctx, had, kept)
+	if err != nil {
+		return err
+	}
+	c := &clusterAccess{m: m, name: r.Name, port: ListenerPort(ln), record: r, state: ClusterIdle, since: time.Now()}
+	if had == 0 {
+		settings.Ports[r.Name] = c.port
+		if err := m.state.KeepSettings(settings); err != nil {
+			ln.Close()
+			return err
+		}
+	}
+	guard := NewGuard(m.laptop.cfg.UID)
+	c.listener, err = NewListener(ListenerConfig{Cluster: r.Name, Guard: guard.Check, Dial: c.overlayDialer, Log: m.log})
+	if err != nil {
+		ln.Close()
+		return err
+	}
+	ctx, stop := context.WithCancel(m.ctx)
+	c.stop = stop
+	m.mu.Lock()
+	m.clusters[r.Name] = c
+	m.mu.Unlock()
+	m.wg.Go(func() {
+		if err := c.listener.Run(ctx, ln); err != nil {
+			m.log.Error("listener ended", "cluster", c.name, "err", err)
+			m.warn(err)
+		}
+	})
+	m.log.Info("cluster known", "cluster", c.name, "endpoint", ln.Addr().String())
+	return nil
+}
+
+func (c *clusterAccess) current() *auth.Record {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.record
+}
+
+// take puts a newer record into force. The peer stays unless its cluster key
+// went with the old record, or the cluster itself.
+func (c *clusterAccess) take(r *auth.Record) {
+	c.mu.Lock()
+	c.record = r
+	c.mu.Unlock()
+	if r.Removed {
+		c.drop(nil, NewLocalError(KindUnknownCluster, "", "cluster %s was removed from the network", c.name))
+	}
+}
+
+// dial opens a stream to the cluster's API server.
+func (c *clusterAccess) dial(ctx context.Context) (*netstack.Conn, error) {
+	for last := false; ; last = true {
+		e, err := c.ensure(ctx)
+		if err != nil {
+			return nil, err
+		}
+		try, cancel := context.WithTimeout(ctx, handshakeTimeout)
+		conn, err := c.m.device.DialContext(try, netip.AddrPortFrom(e.addr, apiServerPort))
+		cancel()
+		if err == nil {
+			return conn, nil
+		}
+		err = fmt.Errorf("cluster %s: node %s: %w", c.name, e.addr, err)
+		if last || ctx.Err() != nil {
+			return nil, err
+		}
+		// The node may be gone, or have started anew: ask for another edge.
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, netstack.ErrNoPeer) {
+			c.drop(e, err)
+			continue
+		}
+		return nil, err
+	}
+}
+
+// ensure returns the edge, and has one made if there is none. Whoever comes
+// while it is made waits for the same one.
+func (c *clusterAccess) ensure(ctx context.Context) (*laptopEdge, error) {
+	if _, err := c.m.liveGrant(); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	c.used = time.Now()
+	if e := c.edge; e != nil {
+		c.mu.Unlock()
+		return e, nil
+	}
+	a := c.beginLocked()
+	c.mu.Unlock()
+	select {
+	case <-a.done:
+		return a.edge, a.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("cluster %s: %w", c.name, context.Cause(ctx))
+	}
+}
+
+// beginLocked begins an attempt, or joins the one under way.
+func (c *clusterAccess) beginLocked() *edgeAttempt {
+	if c.attempt != nil {
+		return c.attempt
+	}
+	a := &edgeAttempt{done: make(chan struct{})}
+	c.attempt = a
+	if c.edge == nil {
+		c.setStateLocked(ClusterConnecting, nil)
+	}
+	c.m.wg.Go(func() { // outlives the connection that asked: others may wait for it
+		ctx, cancel := context.WithTimeout(c.m.ctx, edgeTimeout)
+		defer cancel()
+		a.edge, a.err = c.open(ctx)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		defer close(a.done)
+		c.attempt = nil
+		switch {
+		case a.err == nil:
+			c.edge = a.edge
+			c.setStateLocked(ClusterReady, nil)
+		case c.edge == nil:
+			c.setStateLocked(stateOf(a.err), a.err)
+		}
+	})
+	return a
+}
+
+func stateOf(err error) string {
+	switch AsLocalError(err).Kind {
+	case KindDenied, KindExpired, KindNotLoggedIn, KindUnknownCluster:
+		return ClusterRefused
+	}
+	return ClusterUnreachable
+}
+
+func (c *clusterAccess) setStateLocked(state string, err error) {
+	if c.state != state {
+		c.since = time.Now()
+	}
+	c.state, c.err = state, err
+}
+
+// open asks the relays in turn for an edge and installs the node as a peer.
+func (c *clusterAccess) open(ctx context.Context) (*laptopEdge, error) {
+	record := c.current()
+	if record.Removed {
+		return nil, NewLocalError(KindUnknownCluster, "", "cluster %s was removed from the network", c.name)
+	}
+	sessions := c.m.up()
+	if len(sessions) == 0 {
+		return nil, NewLocalError(KindUnreachable, "see the daemon's log", "no relay of the network can be used")
+	}
+	var err error
+	for _, s := range sessions {
+		var ready EdgeReady
+		ready, err = s.RequestEdge(ctx, c.name)
+		if err == nil {
+			var e *laptopEdge
+			if e, err = c.install(ready, s, record); err == nil {
+				c.m.log.Info("edge ready", "cluster", c.name, "edge", ready.ID, "overlay_addr", e.addr, "relay", s.relay.URL)
+				return e, nil
+			}
+			s.CloseEdge(ctx, ready.ID, wire.ReasonMalformed)
+		}
+		if isRefused(err) && AsLocalError(err).Kind == KindDenied {
+			break // another relay would pass on the same answer
+		}
+	}
+	c.m.log.Info("no edge", "cluster", c.name, "err", err)
+	return nil, err
+}
+
+// install verifies a node's answer and makes the node a peer. What the relay
+// says of the node's key counts for nothing beside it.
+func (c *clusterAccess) install(ready EdgeReady, s *memberSession, record *auth.Record) (*laptopEdge, error) {
+	m := c.m
+	answer, err := auth.ParseAnswer(ready.Answer)
+	if err != nil {
+		return nil, fmt.Errorf("cluster %s: %w", c.name, err)
+	}
+	m.mu.Lock()
+	g, statement := m.grant, m.statement
+	m.mu.Unlock()
+	if g == nil {
+		return nil, errNotLoggedIn
+	}
+	edge := auth.Edge{
+		Network: m.id, Issuer: g.tokens.Issuer, Subject: g.tokens.Subject, LoginKey: m.login.Public(),
+		LaptopKey: m.key.Public(), Encapsulation: statement.Encapsulation, Cluster: c.name, NodeKey: answer.Key,
+	}
+	edge.ClusterKey, err = answer.Verify(edge, record.LiveKeys(wallClock()), ready.ID, wallClock().Add(m.clockOffset()))
+	if err != nil {
+		return nil, fmt.Errorf("cluster %s: %w", c.name, err)
+	}
+	if answer.Key != ready.Peer {
+		return nil, fmt.Errorf("cluster %s: the relay names another node than the one that signed", c.name)
+	}
+	shared, err := m.decap.Decapsulate(answer.Ciphertext[:])
+	if err != nil {
+		return nil, fmt.Errorf("cluster %s: %w", c.name, err)
+	}
+	addr := m.id.NodeAddr(answer.Key)
+	err = m.device.SetPeer(netstack.Peer{PublicKey: answer.Key, Preshared: edge.Preshared(shared, answer.Ciphertext), Addr: addr})
+	if err != nil {
+		return nil, fmt.Errorf("cluster %s: %w", c.name, err)
+	}
+	return &laptopEdge{Edge: ready.Edge, session: s, addr: addr}, nil
+}
+
+func (m *membership) clockOffset() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.offset
+}
+
+// drop gives an edge up, if it is the one in use (nil: whichever is): its flows
+// are reset and its peer is removed. why is shown from then on; nil: it was idle.
+func (c *clusterAccess) drop(which *laptopEdge, why error) {
+	c.mu.Lock()
+	e := c.edge
+	if e == nil || which != nil && which != e {
+		if which == nil && why != nil {
+			c.setStateLocked(stateOf(why), why)
+		}
+		c.mu.Unlock()
+		return
+	}
+	c.edge = nil
+	reason := wire.ReasonIdle
+	if why == nil {
+		c.setStateLocked(ClusterIdle, nil)
+	} else {
+		c.setStateLocked(stateOf(why), why)
+		reason = wire.ReasonEnded
+	}
+	c.mu.Unlock()
+	cut := c.listener.CutAll()
+	c.m.device.RemovePeer(e.Peer)
+	e.session.CloseEdge(c.m.ctx, e.ID, reason)
+	c.m.log.Info("edge ended", "cluster", c.name, "edge", e.ID, "flows", cut, "err", why)
+}
+
+// edgeGone is told by a session that an edge is over. An older edge to the same
+// node may end while a newer one serves.
+func (m *membership) edgeGone(gone Edge, why *RefusedError) {
+	c := m.cluster(gone.Cluster)
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	e := c.edge
+	c.mu.Unlock()
+	if e == nil || e.ID != gone.ID {
+		return
+	}
+	if why.Reason == wire.ReasonIdle && c.listener.Stats().Open == 0 {
+		c.drop(e, nil)
+		return
+	}
+	c.drop(e, fmt.Errorf("cluster %s: %w", c.name, why))
+}
+
+// closeIdle gives up edges that nothing has used for a while.
+func (m *membership) closeIdle() {
+	for _, c := range m.accesses() {
+		c.mu.Lock()
+		e := c.edge
+		idle := e != nil && time.Since(c.used) > edgeIdle
+		c.mu.Unlock()
+		if !idle {
+			continue
+		}
+		if c.listener.Stats().Open > 0 {
+			c.mu.Lock()
+			c.used = time.Now()
+			c.mu.Unlock()
+			continue
+		}
+		c.drop(e, nil)
+	}
+}
+
+// status describes the access; false for a cluster that was removed.
+func (c *clusterAccess) status() (ClusterStatus, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := ClusterStatus{
+		Name: c.name, Network: c.m.id.String(), Port: c.port, Server: fmt.Sprintf("https://127.0.0.1:%d", c.port),
+		State: c.state, Since: c.since, TLSName: c.record.TLSName, CA: strings.Join(c.record.LiveCAs(wallClock()), "\n"),
+		KeepUser: c.record.KeepUser, Listener: c.listener.Stats(),
+	}
+	if c.err != nil {
+		s.Err = c.err.Error()
+	}
+	if c.edge != nil {
+		s.Node = c.edge.addr.String()
+	}
+	return s, !c.record.Removed
+}
