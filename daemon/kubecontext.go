@@ -1,0 +1,184 @@
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/url"
+	"os/exec"
+	"slices"
+	"strings"
+	"time"
+)
+
+// kubectlTimeout ends one kubectl, whose API server may not answer.
+const kubectlTimeout = 30 * time.Second
+
+// KubeContext is a kubeconfig context of an administrator, used through their own
+// kubectl: its plugins and proxies then work as they always do.
+type KubeContext struct {
+	Kubeconfig string // file; empty: as kubectl finds it
+	Context    string // empty: the current one
+}
+
+// KubeAPIServer is what a context tells of its API server.
+type KubeAPIServer struct {
+	Address string   // host:port
+	CAs     []string // PEM
+	TLSName string   // a name in its certificate
+}
+
+// KubectlError is what kubectl said.
+type KubectlError struct {
+	Command string
+	Text    string
+}
+
+func (e *KubectlError) Error() string { return e.Command + ": " + e.Text }
+
+// Hint says how to see it apart from zt.
+func (e *KubectlError) Hint() string {
+	return "this must work by itself first: " + e.Command
+}
+
+// kubectl runs kubectl in the context.
+func (k KubeContext) kubectl(ctx context.Context, stdin []byte, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, kubectlTimeout)
+	defer cancel()
+	var all []string
+	if k.Kubeconfig != "" {
+		all = append(all, "--kubeconfig", k.Kubeconfig)
+	}
+	if k.Context != "" {
+		all = append(all, "--context", k.Context)
+	}
+	all = append(all, args...)
+	cmd := exec.CommandContext(ctx, "kubectl", all...)
+	var out, errOut bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &out, &errOut
+	err := cmd.Run()
+	if errors.Is(err, exec.ErrNotFound) {
+		return nil, &KubectlError{"kubectl", "not found: install kubectl, https://kubernetes.io/docs/tasks/tools"}
+	} else if err != nil {
+		text := strings.TrimSpace(errOut.String())
+		if text == "" || ctx.Err() != nil {
+			text = strings.TrimSpace(text + " " + err.Error())
+		}
+		return nil, &KubectlError{"kubectl " + strings.Join(all, " "), printable(text)}
+	}
+	return out.Bytes(), nil
+}
+
+// APIServer reads the context's API server: its address, its CAs and the name
+// that its certificate carries. inCluster asks for those by which pods reach it.
+func (k KubeContext) APIServer(ctx context.Context, inCluster bool) (KubeAPIServer, error) {
+	var s KubeAPIServer
+	out, err := k.kubectl(ctx, nil, "config", "view", "--minify", "--flatten", "--raw", "-o", "json")
+	if err != nil {
+		return s, err
+	}
+	var view struct {
+		Clusters []struct {
+			Cluster struct {
+				Server   string `json:"server"`
+				CA       []byte `json:"certificate-authority-data"`
+				TLSName  string `json:"tls-server-name"`
+				Insecure bool   `json:"insecure-skip-tls-verify"`
+				ProxyURL string `json:"proxy-url"`
+			} `json:"cluster"`
+		} `json:"clusters"`
+	}
+	if err := json.Unmarshal(out, &view); err != nil || len(view.Clusters) != 1 {
+		return s, fmt.Errorf("kubeconfig context %q: not one cluster", k.Context)
+	}
+	c := view.Clusters[0].Cluster
+	switch {
+	case c.Insecure:
+		return s, NewLocalError(KindFailure, "give the context a certificate authority: TLS to the API server is always verified here",
+			"kubeconfig context %q skips TLS verification", k.Context)
+	case len(c.CA) == 0:
+		return s, NewLocalError(KindFailure, "give the PEM file of the API server's certificate authority with --ca-file",
+			"kubeconfig context %q names no certificate authority", k.Context)
+	}
+	u, err := url.Parse(c.Server)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
+		return s, fmt.Errorf("kubeconfig context %q: server %q is not an https URL", k.Context, c.Server)
+	}
+	s.Address, s.CAs = hostPort(u), []string{string(c.CA)}
+	name := u.Hostname()
+	if c.TLSName != "" {
+		name = c.TLSName
+	}
+	if inCluster {
+		// What pods trust, which need not be what the context goes through.
+		out, err := k.kubectl(ctx, nil, "get", "configmap", "kube-root-ca.crt", "--namespace", "default", "-o", `jsonpath={.data.ca\.crt}`)
+		if ca := strings.TrimSpace(string(out)); err == nil && ca != "" && ca != strings.TrimSpace(s.CAs[0]) {
+			s.CAs = append(s.CAs, ca+"\n")
+		}
+	}
+	if c.ProxyURL != "" {
+		s.TLSName = name
+		return s, nil
+	}
+	s.TLSName, err = servedName(ctx, s.Address, name, s.CAs)
+	return s, err
+}
+
+// servedName picks the name by which the certificate at addr is to be verified:
+// the cluster's own name if it is there, else the one that the context uses.
+func servedName(ctx context.Context, addr, name string, cas []string) (string, error) {
+	pool := x509.NewCertPool()
+	for _, ca := range cas {
+		pool.AppendCertsFromPEM([]byte(ca))
+	}
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
+	defer cancel()
+	dialer := &tls.Dialer{NetDialer: &net.Dialer{}, Config: &tls.Config{RootCAs: pool, ServerName: name, MinVersion: tls.VersionTLS12}}
+	conn, err := dialer.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return "", NewLocalError(KindUnreachable, "give the name in its certificate with --tls-server-name if this machine cannot reach it",
+			"API server %s: %v", addr, err)
+	}
+	defer conn.Close()
+	names := conn.(*tls.Conn).ConnectionState().PeerCertificates[0].DNSNames
+	for _, want := range []string{"kubernetes.default.svc", "kubernetes.default", "kubernetes"} {
+		if slices.Contains(names, want) {
+			return want, nil
+		}
+	}
+	return name, nil
+}
+
+// Apply applies manifests.
+func (k KubeContext) Apply(ctx context.Context, manifests []byte) (string, error) {
+	out, err := k.kubectl(ctx, manifests, "apply", "--server-side", "--field-manager=zt-daemon", "-f", "-")
+	return string(out), err
+}
+
+// File reads a key of a Secret or ConfigMap (kind) in a namespace; nil if it is
+// not there.
+func (k KubeContext) File(ctx context.Context, kind, namespace, name, file string) ([]byte, error) {
+	out, err := k.kubectl(ctx, nil, "get", kind, name, "--namespace", namespace, "--ignore-not-found", "-o", "json")
+	if err != nil || len(bytes.TrimSpace(out)) == 0 {
+		return nil, err
+	}
+	if kind == "secret" {
+		var o struct {
+			Data map[string][]byte `json:"data"`
+		}
+		err = json.Unmarshal(out, &o)
+		return o.Data[file], err
+	}
+	var o struct {
+		Data map[string]string `json:"data"`
+	}
+	if err := json.Unmarshal(out, &o); err != nil || o.Data[file] == "" {
+		return nil, err
+	}
+	return []byte(o.Data[file]), nil
+}
