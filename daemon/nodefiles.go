@@ -118,6 +118,24 @@ func readNodeFile(dir, name string) ([]byte, error) {
 	return b, nil
 }
 
+// WriteNodeFiles writes files into a node's directory, which it makes; each is
+// replaced as a whole. The key's mode is 0600.
+func WriteNodeFiles(dir string, files map[string][]byte) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, b := range files {
+		mode := os.FileMode(0o644)
+		if name == ClusterKeyFile {
+			mode = 0o600
+		}
+		if err := writeAtomic(filepath.Join(dir, name), b, mode); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // NodeFileError says which file of a node's directory cannot be used.
 type NodeFileError struct {
 	File string
