@@ -367,7 +367,7 @@ func TestAuthorizationAnswers(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				page, err = issuer.VisitPage(ctx, browser, u.Query().Get("redirect_uri")+"?"+row.query+"&state="+u.Query().Get("state"), "alice")
+				page, err = issuer.VisitPage(context.WithoutCancel(ctx), browser, u.Query().Get("redirect_uri")+"?"+row.query+"&state="+u.Query().Get("state"), "alice")
 				return err
 			}})
 			if err != nil {
