@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"net/http"
 	"sync"
 
 	"github.com/zt-daemon/zt/test/issuer"
@@ -86,4 +87,19 @@ func (i *Issuer) Start() error {
 // For is the issuer as the relying party with this client id knows it.
 func (i *Issuer) For(clientID string) TrustedIssuer {
 	return TrustedIssuer{URL: i.URL(), ClientID: clientID, CA: i.CA}
+}
+
+// Browser is an HTTP client that is a browser in a network: it keeps cookies
+// and believes the issuer's certificate.
+func (i *Issuer) Browser(namespace *Namespace) (*http.Client, error) {
+	b, err := issuer.NewBrowser(i.CA)
+	if err != nil {
+		return nil, err
+	}
+	t, ok := b.Transport.(*http.Transport)
+	if !ok {
+		return nil, fmt.Errorf("the issuer's browser has a transport of type %T", b.Transport)
+	}
+	t.DialContext = namespace.DialContext
+	return b, nil
 }

@@ -53,6 +53,9 @@ func New(c Config) (*Lab, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "log"), mode); err != nil {
 		return nil, fmt.Errorf("make the lab's directory: %w", err)
 	}
+	if err := os.Chmod(dir, mode); err != nil { // one that was there may be stricter
+		return nil, fmt.Errorf("open the lab's directory: %w", err)
+	}
 	if err := adoptOrphans(); err != nil {
 		return nil, fmt.Errorf("become the parent of orphaned processes: %w", err)
 	}

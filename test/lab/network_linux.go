@@ -15,29 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Network is an internet of the lab's own, in network namespaces:
-//
-//	laptop ── nat-a ──┐          ┌── relay
-//	192.168.1.2       ├── inet ──┤
-//	cluster ── nat-b ─┘          └── issuer
-//	10.20.0.2            203.0.113.0/24
-//
-// Both NATs masquerade what goes out and drop what comes in unasked. There is
-// no route between laptop and cluster.
-type Network struct {
-	Laptop, Cluster, Relay, Issuer, NATA, NATB, Internet *Namespace
-}
-
-// Addresses of a Network. The public ones are of TEST-NET-3 (RFC 5737).
-const (
-	RelayHost   = "203.0.113.10"
-	IssuerHost  = "203.0.113.20"
-	LaptopNAT   = "203.0.113.31" // what the world sees of the laptop
-	ClusterNAT  = "203.0.113.32" // what the world sees of the cluster
-	LaptopHost  = "192.168.1.2"
-	ClusterHost = "10.20.0.2"
-)
-
 // namespacePrefix and this process's number begin the name of every namespace.
 const namespacePrefix = "ztlab"
 
