@@ -89,10 +89,11 @@ func (e *LoginError) Hint() string {
 	return ""
 }
 
-// ExitCode is what a command ends with: 3 not logged in, 4 unreachable, else 1.
+// ExitCode is what a command ends with: 3 when the login is over or was not
+// finished in time, 4 unreachable, else 1.
 func (e *LoginError) ExitCode() int {
 	switch {
-	case errors.Is(e.Err, ErrLoginCancelled), errors.Is(e.Err, ErrLoginTimeout), errors.Is(e.Err, ErrLoginExpired):
+	case errors.Is(e.Err, ErrLoginTimeout), errors.Is(e.Err, ErrLoginExpired):
 		return 3
 	case errors.Is(e.Err, ErrIssuerUnreachable):
 		return 4

@@ -105,7 +105,7 @@ func get(ctx context.Context, relay, url string, transport *http.Transport) ([]b
 		return nil, dialError(ctx, relay, err)
 	}
 	if len(b) > maxHead {
-		return nil, fmt.Errorf("relay %s: answer of more than %d bytes", relay, maxHead)
+		return nil, fmt.Errorf("relay %s: answer to %s of more than %d bytes", relay, req.URL.Path, maxHead)
 	}
 	return b, nil
 }

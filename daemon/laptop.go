@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"slices"
@@ -37,8 +38,9 @@ type Laptop struct {
 
 	loginMu sync.Mutex // one login at a time; held over it
 
-	mu      sync.Mutex // guards members
+	mu      sync.Mutex // guards below
 	members map[auth.NetworkID]*membership
+	broken  map[auth.NetworkID]error // networks whose state could not be used, and why
 }
 
 // NewLaptop checks cfg and starts nothing.
@@ -49,7 +51,7 @@ func NewLaptop(cfg LaptopConfig) (*Laptop, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Laptop{cfg: cfg, log: cfg.Log, members: make(map[auth.NetworkID]*membership)}, nil
+	return &Laptop{cfg: cfg, log: cfg.Log, members: make(map[auth.NetworkID]*membership), broken: make(map[auth.NetworkID]error)}, nil
 }
 
 // Run serves until ctx is done or Down is called, and returns once all it
@@ -97,14 +99,29 @@ func (l *Laptop) join(id auth.NetworkID) (*membership, error) {
 		return m, nil
 	}
 	m, err := newMembership(l, l.cfg.State.Network(id))
+	if err == nil {
+		err = m.start(l.run, &l.wg)
+	}
 	if err != nil {
+		l.broken[id] = err
 		return nil, err
 	}
-	if err := m.start(l.run, &l.wg); err != nil {
-		return nil, err
-	}
+	delete(l.broken, id)
 	l.members[id] = m
 	return m, nil
+}
+
+// fault is why a network that a request may mean is not served; nil if none is
+// broken.
+func (l *Laptop) fault(network string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id, err := range l.broken {
+		if network == "" || network == id.String() {
+			return fmt.Errorf("network %s: %w", id, err)
+		}
+	}
+	return nil
 }
 
 // all returns the memberships, ordered by id.
@@ -149,6 +166,9 @@ func (l *Laptop) Status(context.Context) (Status, error) {
 		s.Networks = append(s.Networks, status)
 		s.Warnings = append(s.Warnings, warnings...)
 	}
+	if err := l.fault(""); err != nil {
+		s.Warnings = append(s.Warnings, err.Error())
+	}
 	return s, nil
 }
 
@@ -189,7 +209,9 @@ func (l *Laptop) Logout(ctx context.Context, req LogoutRequest) error {
 // refusal is read here and not guessed from a connection that is reset.
 func (l *Laptop) Credential(ctx context.Context, req CredentialRequest) (CredentialResult, error) {
 	members, err := l.pick(req.Network)
-	if err != nil {
+	if broken := l.fault(req.Network); broken != nil && len(members) == 0 {
+		return CredentialResult{}, broken
+	} else if err != nil {
 		return CredentialResult{}, err
 	}
 	var found []*clusterAccess
@@ -204,8 +226,14 @@ func (l *Laptop) Credential(ctx context.Context, req CredentialRequest) (Credent
 	case len(found) > 1:
 		return CredentialResult{}, NewLocalError(KindUsage, "name one with --network", "%d networks have a cluster %q", len(found), req.Cluster)
 	}
+	if err := l.fault(req.Network); err != nil {
+		return CredentialResult{}, err
+	}
 	loggedIn := false
 	for _, m := range members {
+		if err := m.fault(req.Cluster); err != nil {
+			return CredentialResult{}, err
+		}
 		if _, err := m.liveGrant(); err == nil {
 			loggedIn = true
 		}

@@ -63,6 +63,7 @@ type membership struct {
 	statement auth.SignedStatement
 	sessions  []*memberSession
 	clusters  map[string]*clusterAccess
+	faults    map[string]error // clusters that cannot be offered, and why
 	warnings  []string
 	synced    chan struct{} // closed when documents were taken after the last login
 }
@@ -78,7 +79,7 @@ type memberSession struct {
 func newMembership(l *Laptop, state *NetworkState) (*membership, error) {
 	m := &membership{
 		laptop: l, log: l.log.With("network", state.ID().String()), id: state.ID(), state: state, key: key.NewWireGuard(),
-		clusters: make(map[string]*clusterAccess), synced: make(chan struct{}),
+		clusters: make(map[string]*clusterAccess), faults: make(map[string]error), synced: make(chan struct{}),
 	}
 	m.api.init(m)
 	var err error
@@ -421,12 +422,29 @@ func (m *membership) takeRecords(records []*auth.Record) {
 			c.take(r)
 		case r.Removed: // and never known here
 		default:
-			if err := m.addCluster(r); err != nil {
+			err := m.addCluster(r)
+			m.mu.Lock()
+			delete(m.faults, r.Name)
+			if err != nil {
+				m.faults[r.Name] = err
+			}
+			m.mu.Unlock()
+			if err != nil {
 				m.log.Error("cluster without a listener", "cluster", r.Name, "err", err)
 				m.warn(err)
 			}
 		}
 	}
+}
+
+// fault is why a cluster cannot be offered; nil if nothing is known against it.
+func (m *membership) fault(name string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err := m.faults[name]; err != nil {
+		return fmt.Errorf("cluster %s: %w", name, err)
+	}
+	return nil
 }
 
 func (m *membership) cluster(name string) *clusterAccess {

@@ -103,7 +103,7 @@ func (s *stage) badInput(t *testing.T) {
 				t.Fatal(err)
 			}
 			return g.Wait(s.within(t, patience))
-		}, 1, []string{"access_denied"}},
+		}, 1, []string{"cancelled in the browser"}},
 		{"Ctrl-C during the login", func(t *testing.T, p *lab.Laptop) lab.Result {
 			g, err := p.BeginLogin(s.within(t, patience), s.LoginURL)
 			if err != nil {

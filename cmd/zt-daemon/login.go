@@ -235,7 +235,7 @@ func parseLoginURL(typed string) (relay, id string, err error) {
 // valid as nothing else vouches for it, and the person whether they mean it.
 func confirmNetwork(ctx context.Context, env *environment, relay string) (string, error) {
 	if !env.isTerminal() {
-		return "", usagef("type the whole line: zt-daemon login "+relay+"/NETWORK-ID", "the network id is missing, and there is nobody to ask")
+		return "", usagef("type the whole line: zt-daemon login "+relay+"/NETWORK-ID", "the network id is missing, and there is no terminal to ask at")
 	}
 	head, err := daemon.FetchHead(ctx, relay, auth.NetworkID{}, daemon.HTTPConfig{Proxy: http.ProxyFromEnvironment})
 	if err != nil {

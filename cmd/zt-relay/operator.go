@@ -210,7 +210,7 @@ func revokeCommand(env *environment) *cobra.Command {
 			if printed, err := o.get(cmd.Context(), http.MethodPost, "/revoke", r, &out); printed || err != nil {
 				return err
 			}
-			fmt.Fprintf(env.stdout, "revoked: %d sessions and %d edges cut\n", out.Sessions, out.Edges)
+			fmt.Fprintf(env.stdout, "revoked: sessions cut %d, edges cut %d\n", out.Sessions, out.Edges)
 			if out.Warning != "" {
 				fmt.Fprintf(env.stderr, "zt-relay: warning: %s\n", printable(out.Warning))
 			}
