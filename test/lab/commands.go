@@ -32,8 +32,11 @@ func (s *Scene) clusterAddArgs() []string {
 	if context == "" {
 		context = "admin"
 	}
-	return []string{"cluster", "add", s.config.Cluster, "--context", context, "--out", s.Node.Dir,
-		"--api-client-id", issuer.APIServerClient, "--group", "developers"}
+	args := []string{"cluster", "add", s.config.Cluster, "--context", context, "--out", s.Node.Dir, "--group", "developers"}
+	if s.config.Context != "" { // its API server knows nothing of the lab's issuer
+		return append(args, "--keep-user")
+	}
+	return append(args, "--api-client-id", issuer.APIServerClient)
 }
 
 func (s *Scene) nodeArgs() []string {
