@@ -96,6 +96,18 @@ func TestTransferBothWays(t *testing.T) {
 	}
 }
 
+func TestTransferWithLoss(t *testing.T) {
+	a, b := pair(t)
+	at := listen(t, b, 443, echo)
+	dialTo(t, a, at).Close()
+	a.port.lose.Store(100)
+	b.port.lose.Store(100)
+	transfer(t, a, at, 1<<20, 1)
+	if a.port.dropped.Load() == 0 || b.port.dropped.Load() == 0 {
+		t.Error("nothing was lost: the test shows nothing")
+	}
+}
+
 func TestEightStreams(t *testing.T) {
 	a, b := pair(t)
 	at := listen(t, b, 443, echo)
@@ -194,8 +206,9 @@ func TestDeadlines(t *testing.T) {
 	if ne := net.Error(nil); !errors.As(error(c.fault("x", os.ErrDeadlineExceeded)), &ne) || !ne.Timeout() {
 		t.Error("a passed deadline is no net.Error that timed out")
 	}
-	c.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-	n, err := c.Write(make([]byte, 64<<20)) // nobody reads: it cannot fit
+	large := make([]byte, 64<<20) // nobody reads: it cannot fit
+	c.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
+	n, err := c.Write(large)
 	if !errors.Is(err, os.ErrDeadlineExceeded) || n == 0 {
 		t.Errorf("write: %d, %v, want a part and a deadline", n, err)
 	}

@@ -3,6 +3,7 @@ package netstack
 import (
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -38,7 +39,8 @@ type port struct {
 
 	sent, dropped atomic.Uint64
 	opens         atomic.Int32
-	cut           atomic.Bool // drop all that is sent from here
+	cut           atomic.Bool  // drop all that is sent from here
+	lose          atomic.Int32 // drop one message in so many
 
 	mu    sync.Mutex // guards the rest
 	some  *sync.Cond
@@ -88,8 +90,9 @@ func (p *port) Send(to key.WireGuardPublic, bufs [][]byte) error {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	lose := p.lose.Load()
 	for _, b := range bufs {
-		if !q.open || len(q.queue) >= wireMessages {
+		if !q.open || len(q.queue) >= wireMessages || lose > 0 && rand.Int32N(lose) == 0 {
 			p.dropped.Add(1)
 			continue
 		}
