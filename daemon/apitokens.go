@@ -162,5 +162,6 @@ func (c *clusterAccess) credential(ctx context.Context) (CredentialResult, error
 	if err != nil {
 		return CredentialResult{}, err
 	}
+	c.m.wg.Go(c.prepare)
 	return CredentialResult{IDToken: NewSecret(tokens.IDToken.Secret()), Expiry: tokens.Expiry}, nil
 }

@@ -97,7 +97,7 @@ func newBinding(t *testing.T) *binding {
 	x := &binding{t: t, relay: wire.NewBindMAC(k), now: time.Now(), busy: true}
 	x.heard = x.now
 	x.b = &binder{
-		link: tr.attach(), keys: &linkKeys{1, wire.NewBindMAC(k)},
+		link: attached(tr), keys: &linkKeys{1, wire.NewBindMAC(k)},
 		addrs: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:443"), netip.MustParseAddrPort("[2001:db8::1]:443")},
 		busy:  func() bool { return x.busy }, last: func() time.Time { return x.heard }, ping: func() { x.pings++ },
 	}

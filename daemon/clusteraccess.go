@@ -39,7 +39,19 @@ type clusterAccess struct {
 	err     error        // of the last attempt
 	since   time.Time
 	used    time.Time // when the edge was last asked for
+	spare   *spareStream
 }
+
+// spareStream is a stream that was opened before anybody asked for one. The
+// exec plugin runs just before kubectl connects: by then the way is open.
+type spareStream struct {
+	conn  *netstack.Conn
+	timer *time.Timer // resets it
+}
+
+// spareLife is how long a spare stream waits for kubectl. The node dials the API
+// server only when the first byte comes, so that an unused one costs it nothing.
+const spareLife = 10 * time.Second
 
 // laptopEdge is an edge whose node is installed as a peer. It does not change.
 type laptopEdge struct {
@@ -120,8 +132,60 @@ func (c *clusterAccess) take(r *auth.Record) {
 	}
 }
 
-// dial opens a stream to the cluster's API server.
+// dial opens a stream to the cluster's API server, or takes the spare one.
 func (c *clusterAccess) dial(ctx context.Context) (*netstack.Conn, error) {
+	if conn := c.takeSpare(); conn != nil {
+		return conn, nil
+	}
+	return c.open(ctx)
+}
+
+// takeSpare returns the spare stream, if there is one; it is the caller's.
+func (c *clusterAccess) takeSpare() *netstack.Conn {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.spare
+	c.spare = nil
+	if s == nil || !s.timer.Stop() { // the timer is resetting it
+		return nil
+	}
+	c.used = time.Now()
+	return s.conn
+}
+
+// prepare opens a spare stream, unless there is one.
+func (c *clusterAccess) prepare() {
+	c.mu.Lock()
+	have := c.spare != nil
+	c.mu.Unlock()
+	if have {
+		return
+	}
+	ctx, cancel := context.WithTimeout(c.m.ctx, handshakeTimeout)
+	defer cancel()
+	conn, err := c.open(ctx)
+	if err != nil {
+		return // whoever connects is told
+	}
+	s := &spareStream{conn: conn}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.spare != nil || c.m.ctx.Err() != nil {
+		conn.Reset()
+		return
+	}
+	s.timer = time.AfterFunc(spareLife, func() {
+		c.mu.Lock()
+		if c.spare == s {
+			c.spare = nil
+		}
+		c.mu.Unlock()
+		conn.Reset()
+	})
+	c.spare = s
+}
+
+func (c *clusterAccess) open(ctx context.Context) (*netstack.Conn, error) {
 	for last := false; ; last = true {
 		e, err := c.ensure(ctx)
 		if err != nil {
@@ -181,7 +245,7 @@ func (c *clusterAccess) beginLocked() *edgeAttempt {
 	c.m.wg.Go(func() { // outlives the connection that asked: others may wait for it
 		ctx, cancel := context.WithTimeout(c.m.ctx, edgeTimeout)
 		defer cancel()
-		a.edge, a.err = c.open(ctx)
+		a.edge, a.err = c.request(ctx)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		defer close(a.done)
@@ -212,8 +276,8 @@ func (c *clusterAccess) setStateLocked(state string, err error) {
 	c.state, c.err = state, err
 }
 
-// open asks the relays in turn for an edge and installs the node as a peer.
-func (c *clusterAccess) open(ctx context.Context) (*laptopEdge, error) {
+// request asks the relays in turn for an edge and installs the node as a peer.
+func (c *clusterAccess) request(ctx context.Context) (*laptopEdge, error) {
 	record := c.current()
 	if record.Removed {
 		return nil, NewLocalError(KindUnknownCluster, "", "cluster %s was removed from the network", c.name)
@@ -298,6 +362,10 @@ func (c *clusterAccess) drop(which *laptopEdge, why error) {
 		return
 	}
 	c.edge = nil
+	if s := c.spare; s != nil && s.timer.Stop() {
+		c.spare = nil
+		defer s.conn.Reset()
+	}
 	reason := wire.ReasonIdle
 	if why == nil {
 		c.setStateLocked(ClusterIdle, nil)

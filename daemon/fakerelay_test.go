@@ -362,6 +362,13 @@ func eventually(t testing.TB, what string, claim func() bool) {
 	}
 }
 
+// attached is a link without a session.
+func attached(tr *Transport) *link {
+	l := tr.newLink()
+	tr.attach(l)
+	return l
+}
+
 // A received packet, as the device would get it.
 type gotPacket struct {
 	data []byte

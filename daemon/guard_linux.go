@@ -33,8 +33,13 @@ func connectionOwner(own, far netip.AddrPort) (uint32, *GuardError) {
 	state, uid, err := inetDiag(own, far)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		// No such socket, or a kernel without tcp_diag? Our own end surely exists.
-		if _, _, err := inetDiag(far, own); errors.Is(err, unix.ENOENT) {
+		// The socket is gone, or this kernel has no tcp_diag: ask for the
+		// listener, which surely is there.
+		anywhere := netip.AddrPortFrom(netip.IPv4Unspecified(), 0)
+		if far.Addr().Is6() {
+			anywhere = netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
+		}
+		if _, _, err := inetDiag(far, anywhere); errors.Is(err, unix.ENOENT) {
 			return 0, &GuardError{Reason: GuardNoAnswer, Err: errors.New("this kernel has no tcp_diag (CONFIG_INET_TCP_DIAG), or this sandbox hides it")}
 		}
 		return 0, &GuardError{Reason: GuardClosed}

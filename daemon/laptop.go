@@ -78,6 +78,11 @@ func (l *Laptop) Run(ctx context.Context) error {
 			l.log.Error("network not joined", "network", id, "err", err)
 		}
 	}
+	l.wg.Go(func() {
+		if err := watchLinks(ctx, l.log, l.linksChanged); err != nil {
+			l.log.Warn("changes of links are not noticed; sessions recover by their own timers", "err", err)
+		}
+	})
 	server, err := NewLocalServer(LocalServerConfig{Handler: l, UID: l.cfg.UID, Log: l.log})
 	if err != nil {
 		return err
@@ -89,6 +94,22 @@ func (l *Laptop) Run(ctx context.Context) error {
 	}
 	l.log.Info("laptop started", "networks", len(ids))
 	return server.Run(ctx, ln)
+}
+
+// linksChanged proves the UDP address anew and has lost sessions tried at once.
+// WireGuard's sessions do not outlive a sleep: their clock stood still.
+func (l *Laptop) linksChanged(woke bool) {
+	for _, m := range l.all() {
+		m.transport.Rebind()
+		for _, s := range m.up() {
+			s.Retry()
+		}
+		if woke {
+			for _, p := range m.device.Peers() {
+				m.device.Handshake(p.PublicKey) // its only error is that the peer has just gone
+			}
+		}
+	}
 }
 
 // join returns the membership of a network, and begins it if there is none.

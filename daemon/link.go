@@ -43,18 +43,19 @@ type bindReply struct {
 	at       time.Time
 }
 
-// attach adds a link for a session to come.
-func (t *Transport) attach() *link {
-	l := &link{
-		t:    t,
-		wake: make(chan struct{}, 1), rebind: make(chan struct{}, 1),
-		replies: make(chan bindReply, 16),
+// newLink makes a link for a session to come. It takes part once it is attached.
+func (t *Transport) newLink() *link {
+	return &link{
+		t: t, wake: make(chan struct{}, 1), rebind: make(chan struct{}, 1), replies: make(chan bindReply, 16),
 	}
+}
+
+// attach has the transport look for packets of l's relay.
+func (t *Transport) attach(l *link) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	next := append(slices.Clone(*t.links.Load()), l)
 	t.links.Store(&next)
-	return l
 }
 
 // detach takes l away. Its hops must be gone.

@@ -100,20 +100,21 @@ func AsLocalError(err error) *LocalError {
 	}](err); ok {
 		e.HintText = h.Hint()
 	}
+	if kind, known := kindOf(err); known {
+		e.Kind, e.Code = kind, kind.ExitCode()
+	}
 	if c, ok := errors.AsType[interface {
 		error
 		ExitCode() int
-	}](err); ok {
+	}](err); ok && (e.Kind == KindFailure || e.Kind == KindCancelled || isLocal(err)) {
 		e.Code = c.ExitCode()
 	}
-	kind, known := kindOf(err)
-	if known {
-		e.Kind, e.Code = kind, kind.ExitCode()
-	}
-	if l, ok := errors.AsType[*LocalError](err); ok {
-		e.Code = l.ExitCode()
-	}
 	return e
+}
+
+func isLocal(err error) bool {
+	_, ok := errors.AsType[*LocalError](err)
+	return ok
 }
 
 // kindOf finds the kind of the errors that packages auth and daemon give. It
@@ -127,6 +128,16 @@ func kindOf(err error) (k Kind, known bool) {
 	}
 	if r, ok := errors.AsType[*RefusedError](err); ok {
 		return refusalKind(auth.Reason(r.Reason), r.Class()), true
+	}
+	switch {
+	case errors.Is(err, auth.ErrLoginCancelled):
+		return KindCancelled, true
+	case errors.Is(err, auth.ErrLoginTimeout):
+		return KindNotLoggedIn, true
+	case errors.Is(err, auth.ErrLoginExpired):
+		return KindExpired, true
+	case errors.Is(err, auth.ErrIssuerUnreachable):
+		return KindUnreachable, true
 	}
 	if _, ok := errors.AsType[*CorruptStateError](err); ok {
 		return KindCorruptState, true

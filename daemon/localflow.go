@@ -58,7 +58,9 @@ func (f *localFlow) abort() {
 	if again {
 		return
 	}
-	resetConn(f.local)
+	if f.local != nil {
+		resetConn(f.local)
+	}
 	if overlay != nil {
 		overlay.Reset()
 	}

@@ -133,7 +133,7 @@ func NewSession(cfg SessionConfig) (*Session, error) {
 	}
 	s := &Session{
 		cfg: cfg, log: cfg.Log.With("relay", cfg.Relay.URL), dialer: d,
-		link: cfg.Transport.attach(), retry: make(chan struct{}, 1), change: make(chan struct{}),
+		link: cfg.Transport.newLink(), retry: make(chan struct{}, 1), change: make(chan struct{}),
 	}
 	s.edges.init(cfg.Transport, s.link)
 	s.state.Relay, s.state.Since = cfg.Relay.URL, time.Now()
@@ -144,6 +144,7 @@ func NewSession(cfg SessionConfig) (*Session, error) {
 // edges. It may be called once. The error is nil, or a *RefusedError if
 // RefusedRetry is negative.
 func (s *Session) Run(ctx context.Context) error {
+	s.cfg.Transport.attach(s.link)
 	defer func() {
 		s.edges.clear()
 		s.cfg.Transport.detach(s.link)

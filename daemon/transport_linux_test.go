@@ -179,7 +179,7 @@ func trainTransport(t *testing.T, relay netip.AddrPort) (*Transport, key.WireGua
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { tr.Close() })
-	l := tr.attach()
+	l := attached(tr)
 	l.remote.Store(&relay)
 	peer := peerOf("c1")
 	tr.addHop(&hop{l, 5, peer})

@@ -74,7 +74,7 @@ func TestTransportBothFamilies(t *testing.T) {
 				if network == "udp6" && tr.Status().Local.Addr().Is4() {
 					t.Skip("this system has no socket of both families")
 				}
-				l := tr.attach()
+				l := attached(tr)
 				l.remote.Store(&addr)
 				peer := peerOf("c1")
 				tr.addHop(&hop{l, 0x010203, peer})
@@ -107,7 +107,7 @@ func TestTransportDrops(t *testing.T) {
 		relay, addr := relaySocket(t, "udp4")
 		stranger, _ := relaySocket(t, "udp4")
 		tr, got := openTransport(t, cfg)
-		l := tr.attach()
+		l := attached(tr)
 		l.remote.Store(&addr)
 		k := key.NewBind()
 		mac := wire.NewBindMAC(k)
@@ -175,7 +175,7 @@ func TestTransportRoutes(t *testing.T) {
 		t.Fatal(err)
 	}
 	addr := netip.MustParseAddrPort("192.0.2.1:443")
-	one, two := tr.attach(), tr.attach()
+	one, two := attached(tr), attached(tr)
 	one.remote.Store(&addr)
 	two.remote.Store(&addr)
 	peer := peerOf("c1")
@@ -256,7 +256,7 @@ func hotTransport(t testing.TB, cfg TransportConfig) (tr *Transport, relay *net.
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { tr.Close() })
-	l := tr.attach()
+	l := attached(tr)
 	l.remote.Store(&addr)
 	l.watched.Store(true)
 	peer = peerOf("c1")
@@ -345,7 +345,7 @@ func FuzzReceive(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := tr.attach()
+		l := attached(tr)
 		l.remote.Store(&relay)
 		l.keys.Store(&linkKeys{42, wire.NewBindMAC(k)})
 		peer := peerOf("c1")

@@ -14,6 +14,8 @@ const (
 	apiServerPort = 443
 	// upstreamTimeout ends an attempt to reach the API server, which is near.
 	upstreamTimeout = 5 * time.Second
+	// firstByteTimeout ends a stream on which a laptop says nothing.
+	firstByteTimeout = time.Minute
 )
 
 // serveFlows carries TCP streams from laptops to the API server until ln
@@ -47,23 +49,39 @@ func (n *Node) serveFlow(ctx context.Context, c *netstack.Conn) {
 		return
 	}
 	line = line.who(id).on(edge)
+	f := &localFlow{overlay: c, since: time.Now()}
+	if !n.admission.begin(laptop, f) {
+		refuse("too_many_flows")
+		return
+	}
+	defer n.admission.end(laptop, f)
+	// TLS clients speak first. A stream that a laptop keeps ready must not become
+	// a connection of the API server that says nothing.
+	first := spliceBuffers.Get().(*[spliceBufferBytes]byte)
+	defer spliceBuffers.Put(first)
+	c.SetReadDeadline(time.Now().Add(firstByteTimeout))
+	size, err := c.Read(first[:])
+	if err != nil {
+		c.Reset()
+		return
+	}
+	c.SetReadDeadline(time.Time{})
 	dialer := net.Dialer{Timeout: upstreamTimeout}
 	upstream, err := dialer.DialContext(ctx, "tcp", n.files.settings.Upstream)
+	if err == nil {
+		_, err = upstream.Write(first[:size])
+	}
 	if err != nil {
 		n.log.Warn("API server is unreachable", "endpoint", n.files.settings.Upstream, "err", err)
 		refuse("upstream_unreachable")
 		return
 	}
-	f := &localFlow{local: upstream, since: time.Now()}
-	if !n.admission.begin(laptop, f) { // cut, or full, while the API server was dialled
-		resetConn(upstream)
-		refuse("not_admitted")
-		return
-	}
-	defer n.admission.end(laptop, f)
 	line.Event = "flow_began"
 	n.audit.write(line)
-	f.splice(c)
+	if f.attach(upstream) {
+		f.received.Add(uint64(size))
+		f.splice(c)
+	}
 	line.Event = "flow_ended"
 	line.In, line.Out = int64(f.received.Load()), int64(f.sent.Load())
 	line.Seconds = time.Since(f.since).Seconds()
@@ -71,6 +89,19 @@ func (n *Node) serveFlow(ctx context.Context, c *netstack.Conn) {
 		line.Reason = "reset"
 	}
 	n.audit.write(line)
+}
+
+// attach gives a flow its local side; false if the flow was aborted before, and
+// then local is reset.
+func (f *localFlow) attach(local net.Conn) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.aborted {
+		resetConn(local)
+		return false
+	}
+	f.local = local
+	return true
 }
 
 // wasAborted reports whether the flow ended by a reset.
