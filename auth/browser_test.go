@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -120,7 +121,7 @@ func TestVisitCancelled(t *testing.T) {
 	begin := time.Now()
 	_, err := p.visit(t.Context(), BrowserConfig{}, LoginConfig{Issuer: overlayEntry(i)}, nil)
 	le, ok := errors.AsType[*LoginError](err)
-	if !ok || !errors.Is(err, ErrLoginCancelled) || le.ExitCode() != 3 || time.Since(begin) > 3*time.Second {
+	if !ok || !errors.Is(err, ErrLoginCancelled) || le.ExitCode() != 1 || time.Since(begin) > 3*time.Second {
 		t.Errorf("after %v: %v", time.Since(begin), err)
 	}
 	if p.kinds() != "url" {
@@ -382,6 +383,34 @@ func TestAuthorizationAnswers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzCallback: the attacker is a web page or a program on this machine that
+// can send requests to loopback but does not know the state.
+func FuzzCallback(f *testing.F) {
+	f.Add("GET", "127.0.0.1:8000", "/callback", "code=x&state=y")
+	f.Add("GET", "localhost:8000", "/callback", "error=access_denied")
+	f.Add("GET", "127.0.0.1:8000", "/callback", "state=%zz&state")
+	f.Add("GET", "127.0.0.1:8000", "/done", "view=")
+	f.Add("POST", "evil.example:8000", "//callback", "")
+	b, err := NewBrowser(BrowserConfig{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, method, host, path, query string) {
+		v := &visit{b: b, over: make(chan struct{}), shown: make(chan struct{}), view: "secret-view"}
+		waiting := &authorization{client: &loginClient{}, state: "secret-state"}
+		v.current = waiting
+		r := &http.Request{Method: method, Host: host, URL: &url.URL{Path: path, RawQuery: query}}
+		w := httptest.NewRecorder()
+		v.serve(t.Context(), &callbackListener{host: "127.0.0.1", port: 8000}, w, r)
+		if w.Code < 400 || v.ended || v.current != waiting {
+			t.Errorf("%s %s %s?%s: %d, ended %v", method, host, path, query, w.Code, v.ended)
+		}
+		if s := w.Body.String(); strings.Contains(s, "secret") || len(s) > 200 {
+			t.Errorf("the answer tells: %s", s)
+		}
+	})
 }
 
 // TestLoginPages holds the pages against golden ones, with claims of somebody

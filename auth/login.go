@@ -46,7 +46,8 @@ type LoginConfig struct {
 	Offline bool
 	// SameAs, if set, is the login whose person this one must be.
 	SameAs *Tokens
-	// Keys verifies the ID token; nil means a key set made for this login.
+	// Keys verifies the ID token; nil means a key set made for this login. One
+	// that is given fetches in its own time: a cancelled login may wait for it.
 	Keys *KeySet
 	HTTP *http.Client     // nil = the default transport's settings; the issuer's CA is put into a copy
 	Now  func() time.Time // nil = time.Now

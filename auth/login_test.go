@@ -16,6 +16,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 
 	"go.uber.org/goleak"
 
@@ -387,6 +388,25 @@ func TestTokenErrorsDoNotLeak(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzForeignText: the attacker is the issuer, or whoever wrote the URL that
+// the browser came back with.
+func FuzzForeignText(f *testing.F) {
+	f.Add("invalid_grant")
+	f.Add("\x1b]0;title\a\u202e\xff")
+	f.Add(strings.Repeat("é", 300))
+	f.Fuzz(func(t *testing.T, s string) {
+		got := foreignText(s)
+		if len(got) > maxPrintable+16 {
+			t.Errorf("%d bytes of %d", len(got), len(s))
+		}
+		for _, r := range got {
+			if r != ' ' && !unicode.IsPrint(r) {
+				t.Errorf("%q holds %U", got, r)
+			}
+		}
+	})
 }
 
 func TestClockOffset(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 // Refresh gets a new ID token with prev's refresh token and verifies it as
 // strictly as a login's: the same issuer, subject and audience, auth_time and
 // sid equal where both tell them, nonce absent or the login's (OIDC Core
-// §12.2). Of cfg it reads Issuer, Keys, HTTP, Now and Log. It ends within some
+// §12.2), the login not older than the entry's loginAge. Of cfg it reads Issuer, Keys, HTTP, Now and Log. It ends within some
 // 20 s.
 //
 // Errors are *LoginError: ErrLoginExpired when a person must log in again,
@@ -44,6 +44,9 @@ func Refresh(ctx context.Context, cfg LoginConfig, prev Tokens) (Tokens, error) 
 		return Tokens{}, l.stepError(step, le)
 	}
 	next, err := l.accept(step, answer, func(t *tokenClaims) error { return l.checkRefreshed(t, prev) }, prev.Nonce)
+	if refused, ok := errors.AsType[*RefusedError](err); ok && refused.Reason == ReasonLoginTooOld {
+		return Tokens{}, &LoginError{Issuer: l.issuer.URL, Err: ErrLoginExpired, Detail: refused.Error()}
+	}
 	if err != nil {
 		return Tokens{}, err
 	}

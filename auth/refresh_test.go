@@ -88,6 +88,15 @@ func TestRefreshExpired(t *testing.T) {
 	i.RemoveUser("alice")
 	expired("user gone", first)
 
+	refreshed := false
+	_, cfg, first = loginOffline(t, issuer.Config{NoAuthTime: true, EditClaims: func(_ string, c map[string]any) {
+		if refreshed {
+			c["auth_time"] = time.Now().Add(-DefaultLoginAge - 2*clockSkew).Unix()
+		}
+	}})
+	refreshed = true
+	expired("login too old", first)
+
 	other := cfg
 	other.Issuer.ClientID = issuer.OverlayClient
 	if _, err := Refresh(t.Context(), other, first); err == nil {
