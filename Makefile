@@ -15,7 +15,7 @@ test: ## vet, and every test that needs no root, network or Kubernetes, with the
 	$(GO) test -race -json ./... | $(GO) run ./test/report
 
 lint: ## vet, staticcheck, gofmt
-	$(GO) vet ./... && $(GO) vet -tags e2e ./test && $(GO) run honnef.co/go/tools/cmd/staticcheck -tags e2e ./...
+	$(GO) vet ./... && $(GO) vet -tags e2e ./test && $(GO) tool staticcheck -tags e2e ./...
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt -w these:"; echo "$$unformatted"; exit 1; }
 
 fuzz: ## every fuzz target for FUZZTIME, 30s each

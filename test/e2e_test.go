@@ -59,6 +59,7 @@ func TestEndToEnd(t *testing.T) {
 		{"bob is refused by name and reason", (*stage).bobRefused},
 		{"another OS user's connection is refused", (*stage).otherUser},
 		{"a login in Chromium", (*stage).chromium},
+		{"a second cluster, added by a signer", (*stage).adminCommands},
 		{"a watch survives the relay's kill and restart", (*stage).relayRestart},
 		{"bad input", (*stage).badInput},
 		{"a right removed from the policy cuts an open watch", (*stage).policyCut},
