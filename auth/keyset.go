@@ -262,7 +262,7 @@ func verifySignature(token compactToken, keys issuerKeys) (keyThumbprint, bool) 
 // candidates returns the keys which may have signed token, fetching at most
 // once when none has its id.
 func (s *KeySet) candidates(ctx context.Context, token compactToken) (issuerKeys, *RefusedError) {
-	keys, loaded := s.current()
+	keys, _ := s.current()
 	fitting, refused := keys.fit(token)
 	if len(fitting) > 0 || refused != nil {
 		return fitting, refused
@@ -270,7 +270,8 @@ func (s *KeySet) candidates(ctx context.Context, token compactToken) (issuerKeys
 	// Detached: a stranger who hangs up must not spoil the minute's only fetch
 	// for everybody. It ends after keyFetchTimeout all the same.
 	err := s.refresh(context.WithoutCancel(ctx))
-	if keys, loaded = s.current(); !loaded {
+	keys, loaded := s.current()
+	if !loaded {
 		return nil, refuse(ReasonIssuerUnreachable, "%s: %v", s.issuer.URL, err)
 	}
 	fitting, refused = keys.fit(token)

@@ -18,7 +18,6 @@ type admittedLaptop struct {
 	grant    auth.Grant     // as verified, with the newest statement
 	identity *auth.Identity // of that grant
 	decision auth.Decision  // of the policy in force
-	until    time.Time      // when the node looks again: the earliest end of all
 
 	// One ciphertext a pair of keys: answering again must not change the
 	// preshared key of a live peer.

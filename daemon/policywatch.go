@@ -50,13 +50,6 @@ func (w *policyWatch) current() *policyState {
 	return w.now
 }
 
-// broken says why the file is not in force; nil if it is.
-func (w *policyWatch) broken() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.fault
-}
-
 // run reads the file until ctx is done.
 func (w *policyWatch) run(ctx context.Context) {
 	defer w.wg.Wait()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math/big"
 	"strings"
 	"testing"
 )
@@ -12,6 +13,11 @@ func TestPrivateKeysNeverPrint(t *testing.T) {
 	wg, id := NewWireGuard(), NewLogin()
 	bind := NewBind()
 	b := bind.Bytes()
+	raw, err := id.ECDSA().Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	idSecret := new(big.Int).SetBytes(raw).String()
 	holder := struct{ A, B, C any }{wg, id, bind}
 	var log strings.Builder
 	l := slog.New(slog.NewTextHandler(&log, nil))
@@ -20,7 +26,7 @@ func TestPrivateKeysNeverPrint(t *testing.T) {
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 		out += fmt.Sprintf(verb, wg) + fmt.Sprintf(verb, id) + fmt.Sprintf(verb, bind) + fmt.Sprintf(verb, holder)
 	}
-	for _, secret := range []string{string(wg.Text()), fmt.Sprintf("%x", wg.Bytes()), id.ECDSA().D.String(), fmt.Sprintf("%x", b)} {
+	for _, secret := range []string{string(wg.Text()), fmt.Sprintf("%x", wg.Bytes()), idSecret, fmt.Sprintf("%x", b)} {
 		if strings.Contains(out, secret) {
 			t.Errorf("a private key was printed: %s", out)
 		}

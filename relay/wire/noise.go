@@ -18,7 +18,7 @@ var suite = noise.NewCipherSuite(noise.DH25519, noise.CipherChaChaPoly, noise.Ha
 
 // ErrHandshake says that the other end did not prove what was expected of it:
 // for a participant, the relay key and the network; for a relay, a static key.
-var ErrHandshake = errors.New("Noise handshake failed")
+var ErrHandshake = errors.New("handshake failed")
 
 // A Cipher seals and opens the messages of one session, each side's in order.
 // Seal and Open may be called concurrently with each other, not with themselves.
