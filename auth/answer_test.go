@@ -176,6 +176,24 @@ func TestEdgeOf(t *testing.T) {
 	}
 }
 
+func TestParseAnswerRefuses(t *testing.T) {
+	e, _, cluster := testEdge(t)
+	good := e.Answer(cluster, [16]byte{1}, [CiphertextSize]byte{2}, time.Now(), time.Now().Add(time.Hour)).Append(nil)
+	put := func(at int, v byte) []byte { b := bytes.Clone(good); b[at] = v; return b }
+	noKey := bytes.Clone(good)
+	clear(noKey[1+4+16+CiphertextSize:][:key.DHSize])
+	for name, bad := range map[string][]byte{
+		"empty": nil, "one byte less": good[:AnswerSize-1], "one byte more": append(bytes.Clone(good), 0),
+		"version 2": put(0, 2), "zero key": noKey, "end past year 9999": put(AnswerSize-key.SignatureSize-8, 0x80),
+	} {
+		a, err := ParseAnswer(bad)
+		wantReason(t, err, ReasonMalformed)
+		if a != (Answer{}) {
+			t.Errorf("%s: a refused answer was returned", name)
+		}
+	}
+}
+
 func FuzzParseAnswer(f *testing.F) { // attacker: a relay that answers in a node's place
 	e, _, cluster := testEdge(f)
 	f.Add(e.Answer(cluster, [16]byte{1}, [CiphertextSize]byte{2}, time.Now(), time.Now().Add(time.Hour)).Append(nil))

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -203,9 +202,6 @@ func claimText(v any) (text string, ok bool) {
 		f, err := v.Float64()
 		if err != nil {
 			return "", false
-		}
-		if f == math.Trunc(f) && math.Abs(f) < 1<<53 {
-			return strconv.FormatInt(int64(f), 10), true
 		}
 		b, err := json.Marshal(f)
 		return string(b), err == nil

@@ -732,6 +732,48 @@ func TestRecheck(t *testing.T) {
 	check("after the grant's end", id, s.issuer, ReasonExpired)
 }
 
+// A newer entry does not lengthen what an older one granted.
+func TestRecheckGrantEnd(t *testing.T) {
+	s := newScene(t)
+	d := s.draft()
+	g, b := d.build()
+	id, err := s.verifier(t, []Issuer{s.issuer}, nil).Verify(t.Context(), b, d.channel)
+	if err != nil {
+		t.Fatal(err)
+	}
+	longer := s.issuer
+	longer.GrantAge = Duration(MaxGrantAge)
+	v := s.verifier(t, []Issuer{longer}, nil)
+	s.now = id.GrantEnds.Add(-time.Minute)
+	st := d.statement
+	st.Issued, st.Expires = s.now, s.now.Add(time.Hour)
+	if id, err = v.VerifyStatement(g, id, SignStatement(st, g.IDToken, s.login)); err != nil {
+		t.Fatal(err)
+	}
+	if refused := v.Recheck(id); refused != nil {
+		t.Errorf("before the grant's end: %v", refused)
+	}
+	s.now = s.now.Add(2 * time.Minute)
+	wantReason(t, v.Recheck(id), ReasonExpired)
+}
+
+// New key sets, made when a policy changes, know nothing yet: that must cut
+// nobody.
+func TestRecheckBeforeKeysAreKnown(t *testing.T) {
+	s := newScene(t)
+	id, err := s.draft().verify(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := NewVerifier(VerifierConfig{Network: s.net, Issuers: []Issuer{s.issuer}, Now: func() time.Time { return s.now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if refused := v.Recheck(id); refused != nil {
+		t.Errorf("refused: %v", refused)
+	}
+}
+
 // A captured grant is worth nothing to anybody else (T08).
 func TestReplay(t *testing.T) {
 	s := newScene(t)
