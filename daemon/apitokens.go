@@ -147,6 +147,9 @@ func (a *apiTokens) forget() error {
 func (c *clusterAccess) credential(ctx context.Context) (CredentialResult, error) {
 	issuer := c.current().Issuer
 	if issuer == nil {
+		if _, err := c.ensure(ctx); err != nil { // at least this can be told
+			return CredentialResult{}, err
+		}
 		return CredentialResult{}, NewLocalError(KindUsage, "use the user that your kubeconfig had for it before",
 			"cluster %s keeps its own kubeconfig user; zt-daemon has no credential for it", c.name)
 	}

@@ -67,11 +67,15 @@ func (s *story) aliceComes(ctx context.Context) error {
 	fmt.Printf("\nalice, of the group developers\n")
 	line("types", "zt-daemon login %s", s.LoginURL)
 	began := time.Now()
-	if _, err := s.alice.Login(ctx, "alice"); err != nil {
+	if err := s.logIn(ctx, s.alice, "alice"); err != nil {
 		return err
 	}
-	line("login", "one visit of the browser to %s: an ID token that commits to her laptop's login key, and another one for the API server (%s)",
-		s.Issuer.URL(), time.Since(began).Round(time.Millisecond))
+	more := ", and another one for the API server"
+	if s.own != "" {
+		more = "; to the API server she goes as the user of your context"
+	}
+	line("login", "one visit of the browser to %s: an ID token that commits to her laptop's login key%s (%s)",
+		s.Issuer.URL(), more, time.Since(began).Round(time.Millisecond))
 	relay, err := s.Relay.Audit()
 	if err != nil {
 		return err
@@ -111,6 +115,33 @@ func (s *story) aliceComes(ctx context.Context) error {
 		fmt.Printf("             %s", text)
 	}
 	return nil
+}
+
+// logIn logs a person in. In front of the person's own cluster the laptop gets a
+// copy of the context, for its user; the original is not touched.
+func (s *story) logIn(ctx context.Context, p *lab.Laptop, user string) error {
+	if s.own == "" {
+		_, err := p.Login(ctx, user)
+		return err
+	}
+	r := s.Admin.Kubectl(ctx, "config", "view", "--minify", "--flatten", "--raw", "--context", s.own, "-o", "json")
+	if r.OK() != nil {
+		return fmt.Errorf("kubectl config view --context %s: exit code %d", s.own, r.Code) // its output may hold a credential
+	}
+	var view struct {
+		Users []struct{ Name string } `json:"users"`
+	}
+	if err := json.Unmarshal([]byte(r.Stdout), &view); err != nil || len(view.Users) != 1 {
+		return fmt.Errorf("context %s has not one user", s.own)
+	}
+	if err := os.WriteFile(p.Kubeconfig, []byte(r.Stdout), 0o600); err != nil {
+		return err
+	}
+	// The login says that it does not know which user to keep.
+	if r, err := p.Login(ctx, user); err != nil && !strings.Contains(r.Stdout, "you are logged in, but") {
+		return err
+	}
+	return p.ZT(ctx, "kubeconfig", s.ClusterName(), "--user", view.Users[0].Name).OK()
 }
 
 // path tells how alice's packets travel.
@@ -158,7 +189,7 @@ func (s *story) kubectl(ctx context.Context, p *lab.Laptop, args ...string) (str
 func (s *story) bobComes(ctx context.Context) error {
 	fmt.Printf("\nbob, of no group\n")
 	line("types", "zt-daemon login %s", s.LoginURL)
-	if _, err := s.bob.Login(ctx, "bob"); err != nil {
+	if err := s.logIn(ctx, s.bob, "bob"); err != nil {
 		return err
 	}
 	line("login", "succeeds: who he is, the issuer says; what he may, the cluster")
