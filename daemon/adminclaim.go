@@ -137,7 +137,29 @@ func FetchClaimable(ctx context.Context, relay string, code ClaimCode, pin strin
 	return found, nil
 }
 
-// ClaimRelay gives an unclaimed relay its first head, in a session of its own.
+// ClaimLostError says that a claim was sent and not answered: the relay may have
+// taken it.
+type ClaimLostError struct {
+	Relay   string // its URL
+	Network auth.NetworkID
+	Err     error
+}
+
+func (e *ClaimLostError) Error() string {
+	return fmt.Sprintf("whether relay %s took the claim is not known: %v", e.Relay, e.Err)
+}
+
+// Unwrap returns what went wrong.
+func (e *ClaimLostError) Unwrap() error { return e.Err }
+
+// Hint says how to find out. The network's key and head are kept meanwhile.
+func (e *ClaimLostError) Hint() string {
+	return fmt.Sprintf("run `zt-daemon network show --network %s`: without a warning, the relay took it", e.Network)
+}
+
+// ClaimRelay gives an unclaimed relay its first head, in a session of its own. A
+// claim whose answer was lost is looked for once; if that does not tell, it is a
+// *ClaimLostError. After any other error the relay did not take it.
 func ClaimRelay(ctx context.Context, relay auth.Relay, code ClaimCode, head *auth.Head, cfg HTTPConfig) error {
 	if !code.Names(relay.Key) {
 		return &ClaimKeyError{Relay: relay.URL, Got: relay.Key}
@@ -147,5 +169,13 @@ func ClaimRelay(ctx context.Context, relay auth.Relay, code ClaimCode, head *aut
 		return err
 	}
 	defer a.Close()
-	return a.Claim(ctx, code.text, head.Raw())
+	if err = a.Claim(ctx, code.text, head.Raw()); err == nil || isRefused(err) {
+		return err
+	}
+	if ctx.Err() == nil {
+		if served, ferr := FetchHead(ctx, relay.URL, head.Network, cfg); ferr == nil && served.Hash() == head.Hash() {
+			return nil
+		}
+	}
+	return &ClaimLostError{Relay: relay.URL, Network: head.Network, Err: err}
 }

@@ -1,11 +1,15 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/zt-daemon/zt/auth"
 	"github.com/zt-daemon/zt/auth/key"
@@ -48,47 +52,65 @@ func (e *RelayError) Unwrap() error { return e.Err }
 // then kept. relays are asked beside those of the kept head; they need not be
 // trusted. faults are the relays that did not answer or served something old;
 // only if there is no head at all, or two contradict each other, it is an error.
+// All relays are asked at once, which takes at most ten seconds.
 func (a *Admin) Refresh(ctx context.Context, relays ...string) (head *auth.Head, faults []*RelayError, err error) {
 	head, err = a.State.Head()
 	if err != nil && !errors.Is(err, ErrNoState) {
 		return nil, nil, err
 	}
-	urls := relays
+	var urls []string
 	if head != nil {
 		for _, r := range head.Relays {
 			urls = append(urls, r.URL)
 		}
 	}
-	asked := make(map[string]bool)
-	for _, url := range urls {
-		url = strings.TrimRight(url, "/")
-		if asked[url] {
-			continue
+	for _, url := range relays {
+		if url = strings.TrimRight(url, "/"); !slices.Contains(urls, url) {
+			urls = append(urls, url)
 		}
-		asked[url] = true
-		h, err := FetchHead(ctx, url, a.State.ID(), a.HTTP)
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil, faults, err
-			}
-			faults = append(faults, &RelayError{url, err})
-			continue
-		}
-		newest, err := a.State.TakeHead(h)
-		if _, old := errors.AsType[*auth.RollbackError](err); old {
-			faults = append(faults, &RelayError{url, err})
-		} else if err != nil {
-			return nil, faults, err
-		}
-		head = newest
 	}
-	if head == nil {
-		if len(faults) > 0 {
-			return nil, faults, faults[0].Err
-		}
+	if len(urls) == 0 {
 		return nil, nil, ErrNoState
 	}
+	fetched := make([]*auth.Head, len(urls))
+	errs := eachRelay(urls, func(n int) (err error) {
+		fetched[n], err = FetchHead(ctx, urls[n], a.State.ID(), a.HTTP)
+		return err
+	})
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
+	for n, url := range urls {
+		err := errs[n]
+		if err == nil {
+			var newest *auth.Head
+			if newest, err = a.State.TakeHead(fetched[n]); newest != nil {
+				head = newest
+			}
+			if _, old := errors.AsType[*auth.RollbackError](err); err != nil && !old {
+				return nil, faults, fmt.Errorf("%s: %w", url, err)
+			}
+		}
+		if err != nil {
+			faults = append(faults, &RelayError{url, err})
+		}
+	}
+	if head == nil {
+		return nil, faults, faults[0].Err
+	}
 	return head, faults, nil
+}
+
+// eachRelay calls do for each relay at once: one that does not answer must not
+// hold up the others. The errors are in the relays' order.
+func eachRelay[R any](relays []R, do func(n int) error) []error {
+	errs := make([]error, len(relays))
+	var all sync.WaitGroup
+	for n := range relays {
+		all.Go(func() { errs[n] = do(n) })
+	}
+	all.Wait()
+	return errs
 }
 
 // NoKeyError says that this machine has no key that may do something.
@@ -176,24 +198,47 @@ type FetchedRecord struct {
 	Err     error // why it does not verify under the head
 }
 
-// Records fetches all records from the first relay that answers; they are judged
-// as of the time when they were signed, so that those of a signer who has ended
-// are there too.
+// Records fetches all records, sorted by name, the newest of each that any relay
+// serves. They are judged as if every signer of the head were live, so that those
+// of a signer who has ended are there too. It is an error only if no relay
+// answers.
 func (a *Admin) Records(ctx context.Context, h *auth.Head) ([]FetchedRecord, error) {
-	var first error
-	for _, relay := range h.Relays {
-		raws, err := a.recordsOf(ctx, h, relay)
-		if err == nil {
-			return a.parseRecords(h, raws), nil
-		}
-		if first == nil {
-			first = err
-		}
-		if ctx.Err() != nil {
-			break
-		}
+	fetched := make([][][]byte, len(h.Relays))
+	errs := eachRelay(h.Relays, func(n int) (err error) {
+		fetched[n], err = a.recordsOf(ctx, h, h.Relays[n])
+		return err
+	})
+	if !slices.Contains(errs, nil) {
+		return nil, errs[0]
 	}
-	return nil, first
+	var all []FetchedRecord
+	for _, raws := range fetched {
+		all = append(all, a.parseRecords(h, raws)...)
+	}
+	slices.SortStableFunc(all, func(r, s FetchedRecord) int {
+		if r.Name != s.Name {
+			return strings.Compare(r.Name, s.Name)
+		}
+		if (r.Err == nil) != (s.Err == nil) { // those that verify first
+			return map[bool]int{true: -1, false: 1}[r.Err == nil]
+		}
+		return cmp.Compare(s.Version, r.Version)
+	})
+	return slices.CompactFunc(all, func(r, s FetchedRecord) bool { return r.Name != "" && r.Name == s.Name }), nil
+}
+
+// KeptRecords are the records that this machine signed, as Records gives those
+// of relays.
+func (a *Admin) KeptRecords(h *auth.Head) ([]FetchedRecord, error) {
+	kept, err := a.State.documents.Records()
+	if err != nil {
+		return nil, err
+	}
+	var raws [][]byte
+	for _, name := range slices.Sorted(maps.Keys(kept)) {
+		raws = append(raws, kept[name])
+	}
+	return a.parseRecords(h, raws), nil
 }
 
 func (a *Admin) recordsOf(ctx context.Context, h *auth.Head, relay auth.Relay) ([][]byte, error) {
@@ -244,13 +289,11 @@ func (a *Admin) NextRecord(ctx context.Context, h *auth.Head, name string) (old 
 	if err != nil {
 		return nil, 0, err
 	}
-	kept, err := a.State.documents.Records()
+	kept, err := a.KeptRecords(h)
 	if err != nil {
 		return nil, 0, err
 	}
-	if raw, ok := kept[name]; ok {
-		fetched = append(fetched, a.parseRecords(h, [][]byte{raw})...)
-	}
+	fetched = append(fetched, kept...)
 	if floor := h.MinRecord[name]; floor > 0 {
 		version = floor - 1
 	}
@@ -286,9 +329,8 @@ func (a *Admin) PublishRecord(ctx context.Context, h *auth.Head, r *auth.Record)
 	})
 }
 
-// PublishHead keeps a head and puts it on every relay that old or new names, with
-// the records for those which are new. The error is the first relay's if none
-// took it; else faults are those that did not.
+// PublishHead keeps a head and puts it on every relay that it or old names. The
+// error is the first relay's if none took it; else faults are those that did not.
 func (a *Admin) PublishHead(ctx context.Context, h, old *auth.Head) (faults []*RelayError, err error) {
 	if _, err := a.State.TakeHead(h); err != nil {
 		return nil, err
@@ -325,17 +367,17 @@ func (a *Admin) PutRecords(ctx context.Context, h *auth.Head, relay auth.Relay, 
 }
 
 func (a *Admin) publish(ctx context.Context, h *auth.Head, relays []auth.Relay, what string, put func(*AdminSession) error) (faults []*RelayError, err error) {
-	for _, relay := range relays {
-		s, err := a.session(ctx, h, relay, what)
-		if err == nil {
-			err = put(s)
-			s.Close()
-		}
+	errs := eachRelay(relays, func(n int) error {
+		s, err := a.session(ctx, h, relays[n], what)
 		if err != nil {
-			faults = append(faults, &RelayError{relay.URL, err})
+			return err
 		}
-		if ctx.Err() != nil {
-			break
+		defer s.Close()
+		return put(s)
+	})
+	for n, err := range errs {
+		if err != nil {
+			faults = append(faults, &RelayError{relays[n].URL, err})
 		}
 	}
 	if len(faults) > 0 && (len(faults) == len(relays) || ctx.Err() != nil) {
