@@ -546,7 +546,11 @@ func TestSignRefuses(t *testing.T) {
 	if _, err := SignRecord(documentTestRecord(t), NetworkSigner(documentKey(t, scalarStranger, key.ParseNetworkPEM))); err == nil {
 		t.Error("a record was signed with another network's key")
 	}
-	if got := fmt.Sprintf("%v %+v %#v", NetworkSigner(network), NetworkSigner(network), NetworkSigner(network)); strings.Contains(got, network.ECDSA().D.String()) {
+	raw, err := network.ECDSA().Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprintf("%v %+v %#v", NetworkSigner(network), NetworkSigner(network), NetworkSigner(network)); strings.Contains(got, new(big.Int).SetBytes(raw).String()) {
 		t.Errorf("a signer printed its key: %s", got)
 	}
 }

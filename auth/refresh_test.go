@@ -66,7 +66,7 @@ func TestRefresh(t *testing.T) {
 }
 
 func TestRefreshExpired(t *testing.T) {
-	i, cfg, first := loginOffline(t, issuer.Config{})
+	_, cfg, first := loginOffline(t, issuer.Config{})
 	expired := func(name string, tokens Tokens) {
 		t.Helper()
 		_, err := Refresh(t.Context(), cfg, tokens)
@@ -84,9 +84,10 @@ func TestRefreshExpired(t *testing.T) {
 	expired("used twice", first)
 	_, cfg, first = loginOffline(t, issuer.Config{RefreshLifetime: time.Nanosecond})
 	expired("too old", first)
-	i, cfg, first = loginOffline(t, issuer.Config{})
+	i, gone, login := loginOffline(t, issuer.Config{})
 	i.RemoveUser("alice")
-	expired("user gone", first)
+	cfg = gone
+	expired("user gone", login)
 
 	refreshed := false
 	_, cfg, first = loginOffline(t, issuer.Config{NoAuthTime: true, EditClaims: func(_ string, c map[string]any) {

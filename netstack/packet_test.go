@@ -488,7 +488,7 @@ func FuzzWrite(f *testing.F) {
 		for _, b := range got.got {
 			ip := header.IPv6(b)
 			if !ip.IsValid(len(b)) || int(ip.PayloadLength())+ipSize != len(b) || len(b) > maxTrain+ipSize ||
-				ip.DestinationAddress() != tcpip.AddrFrom16(own) || ip.TransportProtocol() != header.TCPProtocolNumber {
+				ip.DestinationAddress() != tcpip.AddrFrom16(own) || ip.NextHeader() != uint8(header.TCPProtocolNumber) {
 				t.Fatalf("delivered %x", b)
 			}
 			tcp := header.TCP(ip.Payload())

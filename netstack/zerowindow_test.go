@@ -34,17 +34,14 @@ func (r *rawPeer) send(seq uint32, flags header.TCPFlags, options, payload []byt
 
 // next returns the stack's next packet.
 func (r *rawPeer) next() header.TCP {
-	for {
-		for _, b := range readAll(r.t, r.tun, 1, 1) {
-			tcp := header.TCP(b[ipSize:])
-			if n := len(tcp.Payload()); n > 0 && tcp.SequenceNumber() == r.ack {
-				r.ack += uint32(n)
-				r.received += n
-			}
-			r.window = int(tcp.WindowSize()) << r.scale
-			return tcp
-		}
+	b := readAll(r.t, r.tun, 1, 1)[0]
+	tcp := header.TCP(b[ipSize:])
+	if n := len(tcp.Payload()); n > 0 && tcp.SequenceNumber() == r.ack {
+		r.ack += uint32(n)
+		r.received += n
 	}
+	r.window = int(tcp.WindowSize()) << r.scale
+	return tcp
 }
 
 // TestAckToClosedWindow fills a flow's receive window, sends fewer bytes more

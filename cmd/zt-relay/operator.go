@@ -30,12 +30,10 @@ type operator struct {
 	output           string
 }
 
-func (o *operator) addTo(cmd *cobra.Command, json bool) {
+func (o *operator) addTo(cmd *cobra.Command) {
 	addStateDir(cmd, o.env, &o.stateDir)
 	addSocket(cmd, o.env, &o.socket)
-	if json {
-		cmd.Flags().StringVarP(&o.output, "output", "o", "text", "text or json")
-	}
+	cmd.Flags().StringVarP(&o.output, "output", "o", "text", "text or json")
 }
 
 // ask sends a request to the running relay and returns the answer's body.
@@ -137,7 +135,7 @@ func statusCommand(env *environment) *cobra.Command {
 			return w.Flush()
 		},
 	}
-	o.addTo(cmd, true)
+	o.addTo(cmd)
 	return cmd
 }
 
@@ -167,7 +165,7 @@ func peersCommand(env *environment) *cobra.Command {
 			return w.Flush()
 		},
 	}
-	o.addTo(cmd, true)
+	o.addTo(cmd)
 	return cmd
 }
 
@@ -222,7 +220,7 @@ func revokeCommand(env *environment) *cobra.Command {
 	f.StringVar(&in.issuer, "issuer", "", "the issuer's URL")
 	f.StringVar(&in.key, "key", "", "a login key, base64url")
 	f.StringVar(&in.before, "before", "", "only logins until then, RFC 3339 (default: now)")
-	o.addTo(cmd, true)
+	o.addTo(cmd)
 	return cmd
 }
 
@@ -249,7 +247,7 @@ func auditCommand(env *environment) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new lines until Ctrl-C")
-	o.addTo(cmd, false)
+	o.addTo(cmd)
 	return cmd
 }
 
