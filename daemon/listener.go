@@ -130,7 +130,7 @@ func ListenLoopback(ctx context.Context, port uint16, kept func(uint16) bool) (n
 		}
 		return ln, nil
 	}
-	var last error
+	last := errors.New("all that were tried are kept for other clusters")
 	for range 64 {
 		p := uint16(firstPort + rand.IntN(lastPort-firstPort+1))
 		if kept != nil && kept(p) {
