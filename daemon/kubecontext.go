@@ -16,8 +16,16 @@ import (
 	"time"
 )
 
-// kubectlTimeout ends one kubectl, whose API server may not answer.
-const kubectlTimeout = 30 * time.Second
+const (
+	// kubectlTimeout ends one kubectl, whose API server may not answer.
+	kubectlTimeout = 15 * time.Second
+	// kubectlDrain is how long a credential plugin may hold a killed kubectl's
+	// output open.
+	kubectlDrain = time.Second
+
+	// clusterTLSName is in the certificate of every API server that pods reach.
+	clusterTLSName = "kubernetes.default.svc"
+)
 
 // KubeContext is a kubeconfig context of an administrator, used through their own
 // kubectl: its plugins and proxies then work as they always do.
@@ -37,9 +45,11 @@ type KubeAPIServer struct {
 type KubectlError struct {
 	Command string
 	Text    string
+	Err     error // context.DeadlineExceeded if it was ended
 }
 
 func (e *KubectlError) Error() string { return e.Command + ": " + e.Text }
+func (e *KubectlError) Unwrap() error { return e.Err }
 
 // Hint says how to see it apart from zt.
 func (e *KubectlError) Hint() string {
@@ -59,23 +69,27 @@ func (k KubeContext) kubectl(ctx context.Context, stdin []byte, args ...string) 
 	}
 	all = append(all, args...)
 	cmd := exec.CommandContext(ctx, "kubectl", all...)
+	cmd.WaitDelay = kubectlDrain
 	var out, errOut bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &out, &errOut
 	err := cmd.Run()
 	if errors.Is(err, exec.ErrNotFound) {
-		return nil, &KubectlError{"kubectl", "not found: install kubectl, https://kubernetes.io/docs/tasks/tools"}
+		return nil, &KubectlError{"kubectl", "not found: install kubectl, https://kubernetes.io/docs/tasks/tools", err}
 	} else if err != nil {
 		text := strings.TrimSpace(errOut.String())
-		if text == "" || ctx.Err() != nil {
-			text = strings.TrimSpace(text + " " + err.Error())
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			text = strings.TrimSpace(fmt.Sprintf("no answer within %v. %s", kubectlTimeout, text))
+		} else if text == "" {
+			text = err.Error()
 		}
-		return nil, &KubectlError{"kubectl " + strings.Join(all, " "), printable(text)}
+		return nil, &KubectlError{"kubectl " + strings.Join(all, " "), printable(text), ctx.Err()}
 	}
 	return out.Bytes(), nil
 }
 
-// APIServer reads the context's API server: its address, its CAs and the name
-// that its certificate carries. inCluster asks for those by which pods reach it.
+// APIServer reads the context's API server: its address, its CAs and a name that
+// its certificate carries. With inCluster, CA and name are those by which pods
+// reach it, if the context may read the CA.
 func (k KubeContext) APIServer(ctx context.Context, inCluster bool) (KubeAPIServer, error) {
 	var s KubeAPIServer
 	out, err := k.kubectl(ctx, nil, "config", "view", "--minify", "--flatten", "--raw", "-o", "json")
@@ -101,27 +115,39 @@ func (k KubeContext) APIServer(ctx context.Context, inCluster bool) (KubeAPIServ
 	case c.Insecure:
 		return s, NewLocalError(KindFailure, "give the context a certificate authority: TLS to the API server is always verified here",
 			"kubeconfig context %q skips TLS verification", k.Context)
-	case len(c.CA) == 0:
-		return s, NewLocalError(KindFailure, "give the PEM file of the API server's certificate authority with --ca-file",
-			"kubeconfig context %q names no certificate authority", k.Context)
 	}
 	u, err := url.Parse(c.Server)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
 		return s, fmt.Errorf("kubeconfig context %q: server %q is not an https URL", k.Context, c.Server)
 	}
-	s.Address, s.CAs = hostPort(u), []string{string(c.CA)}
+	s.Address = hostPort(u)
 	name := u.Hostname()
 	if c.TLSName != "" {
 		name = c.TLSName
 	}
 	if inCluster {
-		// What pods trust, which need not be what the context goes through.
+		// What pods trust and call it. The context may go through something else: a
+		// provider's proxy, a load balancer with a certificate of its own.
 		out, err := k.kubectl(ctx, nil, "get", "configmap", "kube-root-ca.crt", "--namespace", "default", "-o", `jsonpath={.data.ca\.crt}`)
-		if ca := strings.TrimSpace(string(out)); err == nil && ca != "" && ca != strings.TrimSpace(s.CAs[0]) {
-			s.CAs = append(s.CAs, ca+"\n")
+		if ca := strings.TrimSpace(string(out)); err == nil && ca != "" {
+			s.CAs, s.TLSName = []string{ca + "\n"}, clusterTLSName
+			if c.ProxyURL == "" {
+				if served, err := servedName(ctx, s.Address, name, s.CAs); err == nil {
+					s.TLSName = served
+				}
+			}
+			return s, context.Cause(ctx)
+		}
+		if ctx.Err() != nil {
+			return s, context.Cause(ctx)
 		}
 	}
-	if c.ProxyURL != "" {
+	if len(c.CA) == 0 {
+		return s, NewLocalError(KindFailure, "give the PEM file of the API server's certificate authority with --ca-file, and --tls-server-name",
+			"kubeconfig context %q names no certificate authority", k.Context)
+	}
+	s.CAs = []string{string(c.CA)}
+	if c.ProxyURL != "" { // this machine cannot look by itself
 		s.TLSName = name
 		return s, nil
 	}
@@ -146,7 +172,7 @@ func servedName(ctx context.Context, addr, name string, cas []string) (string, e
 	}
 	defer conn.Close()
 	names := conn.(*tls.Conn).ConnectionState().PeerCertificates[0].DNSNames
-	for _, want := range []string{"kubernetes.default.svc", "kubernetes.default", "kubernetes"} {
+	for _, want := range []string{clusterTLSName, "kubernetes.default", "kubernetes"} {
 		if slices.Contains(names, want) {
 			return want, nil
 		}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strings"
@@ -13,9 +14,6 @@ import (
 	"github.com/zt-daemon/zt/auth"
 	"github.com/zt-daemon/zt/daemon"
 )
-
-// documentLife is how long a head or record that is signed here is good.
-const documentLife = 365 * 24 * time.Hour
 
 // adminFlags choose the network of an administrator's command.
 type adminFlags struct{ network, relay string }
@@ -36,9 +34,10 @@ func (env *environment) adminState() (*daemon.AdminState, error) {
 	return daemon.OpenAdminState(dirs.Config)
 }
 
-// open finds the network, reads this machine's keys and fetches the newest head.
+// open finds the network, reads this machine's keys and fetches the newest head,
+// which for a command that is to change something (online) a relay must serve.
 // The lock is held until close is called.
-func (a *adminFlags) open(ctx context.Context, env *environment) (admin *daemon.Admin, head *auth.Head, close func(), err error) {
+func (a *adminFlags) open(ctx context.Context, env *environment, online bool) (admin *daemon.Admin, head *auth.Head, close func(), err error) {
 	state, err := env.adminState()
 	if err != nil {
 		return nil, nil, nil, err
@@ -66,6 +65,9 @@ func (a *adminFlags) open(ctx context.Context, env *environment) (admin *daemon.
 	head, faults, err := admin.Refresh(ctx, relays...)
 	if err != nil {
 		return nil, nil, nil, err
+	}
+	if online && len(faults) > 0 && len(faults) >= len(head.Relays) {
+		return nil, nil, nil, faults[0]
 	}
 	warnRelays(env, faults)
 	return admin, head, func() { lock.Close() }, nil
@@ -95,6 +97,8 @@ func (a *adminFlags) find(state *daemon.AdminState) (auth.NetworkID, error) {
 	return auth.NetworkID{}, usagef("name one with --network", "this machine knows several networks: %s", strings.Join(names, ", "))
 }
 
+// warnRelays names the relays that an answer was not had from. What was signed
+// reaches them with the next signing.
 func warnRelays(env *environment, faults []*daemon.RelayError) {
 	for _, f := range faults {
 		fmt.Fprintf(env.stderr, "zt-daemon: warning: %s\n", printable(f.Error()))
@@ -130,33 +134,90 @@ func (i *issuerFlags) addTo(cmd *cobra.Command) {
 	f.DurationVar(&i.grantAge, "grant-age", 0, "how long a login opens the network (default 12h, at most 24h)")
 }
 
-func (i *issuerFlags) entry() (auth.Issuer, error) {
-	e := auth.Issuer{
-		URL: i.url, ClientID: i.clientID, Audiences: i.audiences, Require: i.require, GroupsClaim: i.groupsClaim, SubjectClaim: i.subjectClaim,
-		RedirectHost: i.redirectHost, Scopes: i.scopes, Algorithms: i.algorithms, AuthTimeRequired: i.authTime,
-		LoginAge: auth.Duration(i.loginAge), GrantAge: auth.Duration(i.grantAge),
-	}
-	for _, p := range i.redirectPorts {
-		if p == 0 || p > 65535 {
-			return e, usagef("", "--redirect-port %d is not a port", p)
+// issuerFlagNames are the flags of issuerFlags but for --issuer.
+var issuerFlagNames = []string{"client-id", "client-secret-file", "audience", "require", "groups-claim", "subject-claim", "redirect-host",
+	"redirect-port", "scope", "algorithm", "issuer-ca", "require-auth-time", "login-age", "grant-age"}
+
+// changed is the name of a flag that was given; empty if none was.
+func (i *issuerFlags) changed(cmd *cobra.Command) string {
+	for _, name := range issuerFlagNames {
+		if cmd.Flags().Changed(name) {
+			return name
 		}
-		e.RedirectPorts = append(e.RedirectPorts, uint16(p))
 	}
-	if i.secretFile != "" {
-		b, err := os.ReadFile(i.secretFile)
-		if err != nil {
-			return e, fmt.Errorf("client secret: %w", err)
-		}
-		e.ClientSecret = strings.TrimSpace(string(b))
+	return ""
+}
+
+// changeEntry is e with what the flags that were given say.
+func (i *issuerFlags) changeEntry(cmd *cobra.Command, e auth.Issuer) (auth.Issuer, error) {
+	e.URL = i.url
+	set := map[string]func() error{
+		"client-id":          func() error { e.ClientID = i.clientID; return nil },
+		"client-secret-file": func() (err error) { e.ClientSecret, err = readFlagFile(i.secretFile); return },
+		"audience":           func() error { e.Audiences = i.audiences; return nil },
+		"require":            func() error { e.Require = i.require; return nil },
+		"groups-claim":       func() error { e.GroupsClaim = i.groupsClaim; return nil },
+		"subject-claim":      func() error { e.SubjectClaim = i.subjectClaim; return nil },
+		"redirect-host":      func() error { e.RedirectHost = i.redirectHost; return nil },
+		"redirect-port":      func() (err error) { e.RedirectPorts, err = portsOf(i.redirectPorts); return },
+		"scope":              func() error { e.Scopes = i.scopes; return nil },
+		"algorithm":          func() error { e.Algorithms = i.algorithms; return nil },
+		"issuer-ca":          func() (err error) { e.CA, err = readFlagFile(i.caFile); return },
+		"require-auth-time":  func() error { e.AuthTimeRequired = i.authTime; return nil },
+		"login-age":          func() error { e.LoginAge = auth.Duration(i.loginAge); return nil },
+		"grant-age":          func() error { e.GrantAge = auth.Duration(i.grantAge); return nil },
 	}
-	if i.caFile != "" {
-		b, err := os.ReadFile(i.caFile)
-		if err != nil {
-			return e, fmt.Errorf("issuer CA: %w", err)
+	for _, name := range issuerFlagNames {
+		if !cmd.Flags().Changed(name) {
+			continue
 		}
-		e.CA = string(b)
+		if err := set[name](); err != nil {
+			return e, fmt.Errorf("--%s: %w", name, err)
+		}
 	}
 	return e, e.Validate()
+}
+
+// maxFlagFile bounds a file that a flag names, which a signed document has to hold.
+const maxFlagFile = 64 << 10
+
+// readFlagFile reads a small text file; an empty name is an empty text.
+func readFlagFile(name string) (string, error) {
+	if name == "" {
+		return "", nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxFlagFile+1))
+	if err != nil {
+		return "", err
+	}
+	if len(b) > maxFlagFile {
+		return "", fmt.Errorf("%s has more than %d bytes", name, maxFlagFile)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+func portsOf(values []uint) ([]uint16, error) {
+	var ports []uint16
+	for _, p := range values {
+		if p == 0 || p > 65535 {
+			return nil, usagef("leave it out for any port", "%d is not from 1 to 65535", p)
+		}
+		ports = append(ports, uint16(p))
+	}
+	return ports, nil
+}
+
+// warnUnvouched says so if a relay's TLS rests on its first sight.
+func warnUnvouched(env *environment, found daemon.ClaimableRelay) {
+	if !found.Vouched {
+		fmt.Fprintf(env.stderr, "zt-daemon: warning: nothing vouches for the certificate of %s; its pin %s goes into the head. Compare it with the one that the relay printed.\n",
+			found.Relay.URL, found.Relay.Pins[0])
+	}
 }
 
 // adminGroup is a command that only holds others.

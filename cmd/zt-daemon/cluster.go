@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"sigs.k8s.io/yaml"
 
 	"github.com/zt-daemon/zt/auth"
 	"github.com/zt-daemon/zt/auth/key"
@@ -100,7 +98,7 @@ func (c *clusterAdd) run(ctx context.Context, env *environment) error {
 	if c.keepUser == (c.apiClientID != "") {
 		return usagef("how people authenticate to the API server: --api-client-id CLIENT, or --keep-user", "give either --api-client-id or --keep-user")
 	}
-	admin, head, done, err := c.admin.open(ctx, env)
+	admin, head, done, err := c.admin.open(ctx, env, true)
 	if err != nil {
 		return err
 	}
@@ -133,6 +131,16 @@ func (c *clusterAdd) run(ctx context.Context, env *environment) error {
 	if err != nil {
 		return err
 	}
+	policy, err := c.keptPolicy(ctx)
+	if err != nil {
+		return err
+	}
+	if policy != nil {
+		if err := checkKeptPolicy(env, policy, next.Issuer); err != nil {
+			return err
+		}
+		files[daemon.PolicyFile] = policy
+	}
 	if made {
 		files[daemon.ClusterKeyFile] = k.PEM()
 	}
@@ -154,8 +162,11 @@ func (c *clusterAdd) run(ctx context.Context, env *environment) error {
 		return printJSON(env.stdout, result)
 	}
 	fmt.Fprintf(env.stdout, "cluster %s: record version %d signed and on the relays; the API server is verified as %s\n", c.name, record.Version, record.TLSName)
-	if len(c.groups) == 0 && files[daemon.PolicyFile] != nil {
-		fmt.Fprintf(env.stderr, "zt-daemon: warning: the policy has no rule yet, so nobody is admitted; add one to policy.yaml, or give --group\n")
+	switch {
+	case policy != nil && len(c.groups) > 0:
+		fmt.Fprintln(env.stderr, "zt-daemon: the policy that is there was left alone: --group is for a first one")
+	case policy == nil && len(c.groups) == 0:
+		fmt.Fprintln(env.stderr, "zt-daemon: warning: the policy has no rule yet, so nobody is admitted; add one to policy.yaml")
 	}
 	fmt.Fprintf(env.stdout, "\nStart a node with:\n\n  %s\n", result.Next)
 	return nil
@@ -226,7 +237,7 @@ func (c *clusterAdd) clusterKey(ctx context.Context) (k key.ClusterPrivate, made
 // good for a day.
 func (c *clusterAdd) record(head *auth.Head, old *auth.Record, version uint64, server daemon.KubeAPIServer, k key.ClusterPublic) (auth.Record, error) {
 	now := time.Now()
-	end := now.Add(documentLife)
+	end := now.Add(auth.DocumentLife)
 	r := auth.Record{
 		Network: head.Network, Name: c.name, Version: version, NotAfter: end, TLSName: server.TLSName, KeepUser: c.keepUser,
 		Keys: []auth.Dated[key.ClusterPublic]{{Value: k, NotAfter: end}},
@@ -268,80 +279,6 @@ func overlap[T any](old []auth.Dated[T], now time.Time, replaced func(T) bool) [
 	return kept
 }
 
-// nodeFiles are a node's files but the key.
-func (c *clusterAdd) nodeFiles(head *auth.Head, server daemon.KubeAPIServer) (map[string][]byte, error) {
-	settings, err := daemon.NodeSettings{Network: head.Network, Cluster: c.name, Relay: head.Relays[0].URL, Upstream: server.Address}.Marshal()
-	if err != nil {
-		return nil, err
-	}
-	issuer := head.Issuers[0]
-	policy := map[string]any{"issuers": []auth.Issuer{issuer}, "rules": []any{}}
-	if len(c.groups) > 0 {
-		policy["rules"] = []any{map[string]any{"name": "first", "issuer": issuer.URL, "groups": c.groups}}
-	}
-	text, err := yaml.Marshal(policy)
-	if err != nil {
-		return nil, err
-	}
-	if _, err := auth.ParsePolicy(text); err != nil {
-		return nil, err
-	}
-	return map[string][]byte{daemon.NodeConfigFile: settings, daemon.PolicyFile: text, daemon.NodeHeadFile: append(head.Raw(), '\n')}, nil
-}
-
-// write puts the node's files where they belong. A policy that is there stays.
-func (c *clusterAdd) write(ctx context.Context, env *environment, files map[string][]byte) error {
-	if c.out != "" {
-		if _, err := os.Stat(filepath.Join(c.out, daemon.PolicyFile)); err == nil {
-			delete(files, daemon.PolicyFile)
-		}
-		return daemon.WriteNodeFiles(c.out, files)
-	}
-	policy, err := c.kube.File(ctx, "configmap", nodeNamespace, nodeConfigMap, daemon.PolicyFile)
-	if err != nil {
-		return err
-	}
-	config := map[string]string{}
-	for name, b := range files {
-		if name != daemon.ClusterKeyFile {
-			config[name] = string(b)
-		}
-	}
-	if policy != nil {
-		config[daemon.PolicyFile] = string(policy)
-		delete(files, daemon.PolicyFile)
-	}
-	object := func(version, kind, name string, more map[string]any) map[string]any {
-		meta := map[string]any{"name": name}
-		if kind != "Namespace" {
-			meta["namespace"] = nodeNamespace
-		}
-		o := map[string]any{"apiVersion": version, "kind": kind, "metadata": meta}
-		for k, v := range more {
-			o[k] = v
-		}
-		return o
-	}
-	namespace := object("v1", "Namespace", nodeNamespace, nil)
-	namespace["metadata"].(map[string]any)["labels"] = map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}
-	objects := []map[string]any{namespace, object("v1", "ConfigMap", nodeConfigMap, map[string]any{"data": config})}
-	if pem := files[daemon.ClusterKeyFile]; pem != nil {
-		objects = append(objects, object("v1", "Secret", nodeSecret, map[string]any{"data": map[string][]byte{daemon.ClusterKeyFile: pem}}))
-	}
-	var manifests bytes.Buffer
-	for _, o := range objects {
-		b, err := yaml.Marshal(o)
-		if err != nil {
-			return err
-		}
-		manifests.WriteString("---\n")
-		manifests.Write(b)
-	}
-	said, err := c.kube.Apply(ctx, manifests.Bytes())
-	fmt.Fprint(env.stderr, said)
-	return err
-}
-
 func clusterListCommand(env *environment) *cobra.Command {
 	var flags adminFlags
 	var out outputFlag
@@ -349,7 +286,7 @@ func clusterListCommand(env *environment) *cobra.Command {
 		Use: "list", Short: "List the network's clusters, as signed", Args: withArgs(cobra.NoArgs),
 		Example: "  zt-daemon cluster list\n  zt-daemon cluster list -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			admin, head, done, err := flags.open(cmd.Context(), env)
+			admin, head, done, err := flags.open(cmd.Context(), env, true)
 			if err != nil {
 				return err
 			}
@@ -357,6 +294,11 @@ func clusterListCommand(env *environment) *cobra.Command {
 			fetched, err := admin.Records(cmd.Context(), head)
 			if err != nil {
 				return err
+			}
+			for _, f := range fetched {
+				if f.Err != nil {
+					fmt.Fprintf(env.stderr, "zt-daemon: warning: a record that claims to be of cluster %q does not verify: %s\n", f.Name, printable(f.Err.Error()))
+				}
 			}
 			if out.json {
 				records := []*auth.Record{}
@@ -369,11 +311,7 @@ func clusterListCommand(env *environment) *cobra.Command {
 			}
 			rows := [][]string{{"NAME", "VERSION", "ENDS", "API SERVER", "USER"}}
 			for _, f := range fetched {
-				switch {
-				case f.Err != nil:
-					rows = append(rows, []string{f.Name, "", "", "does not verify: " + f.Err.Error(), ""})
-				case f.Record.Removed:
-				default:
+				if f.Err == nil && !f.Record.Removed {
 					user := "kept"
 					if f.Record.Issuer != nil {
 						user = "client " + f.Record.Issuer.ClientID
@@ -395,7 +333,7 @@ func clusterRemoveCommand(env *environment) *cobra.Command {
 		Use: "remove NAME", Short: "Remove a cluster from the network", Args: withArgs(cobra.ExactArgs(1)),
 		Example: "  zt-daemon cluster remove c1",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			admin, head, done, err := flags.open(cmd.Context(), env)
+			admin, head, done, err := flags.open(cmd.Context(), env, true)
 			if err != nil {
 				return err
 			}
@@ -412,7 +350,7 @@ func clusterRemoveCommand(env *environment) *cobra.Command {
 				return daemon.NewLocalError(daemon.KindUnknownCluster, "`zt-daemon cluster list` shows those there are", "the network has no cluster %q", args[0])
 			}
 			record, err := auth.SignRecord(auth.Record{
-				Network: head.Network, Name: args[0], Version: version, NotAfter: time.Now().Add(documentLife), Removed: true,
+				Network: head.Network, Name: args[0], Version: version, NotAfter: time.Now().Add(auth.DocumentLife), Removed: true,
 			}, signer)
 			if err != nil {
 				return err

@@ -1,11 +1,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -34,12 +33,12 @@ func networkCreateCommand(env *environment) *cobra.Command {
 		Use: "create", Short: "Make a network and claim its first relay", Long: networkCreateLong, Args: withArgs(cobra.NoArgs),
 		Example: "  zt-daemon network create --relay https://relay.example.com --claim CODE \\\n    --issuer https://login.example.com --client-id zt",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for name, value := range map[string]string{"--relay": relay, "--claim": claim, "--issuer": issuer.url, "--client-id": issuer.clientID} {
-				if value == "" {
-					return usagef("`zt-relay serve` prints the line at its first start", "%s is missing", name)
+			for _, flag := range [][2]string{{"--relay", relay}, {"--claim", claim}, {"--issuer", issuer.url}, {"--client-id", issuer.clientID}} {
+				if flag[1] == "" {
+					return usagef("`zt-relay serve` prints the line at its first start", "%s is missing", flag[0])
 				}
 			}
-			return createNetwork(cmd.Context(), env, relay, claim, pin, &issuer)
+			return createNetwork(cmd, env, relay, claim, pin, &issuer)
 		},
 	}
 	f := cmd.Flags()
@@ -50,12 +49,13 @@ func networkCreateCommand(env *environment) *cobra.Command {
 	return cmd
 }
 
-func createNetwork(ctx context.Context, env *environment, relay, claim, pin string, flags *issuerFlags) error {
+func createNetwork(cmd *cobra.Command, env *environment, relay, claim, pin string, flags *issuerFlags) error {
+	ctx := cmd.Context()
 	code, err := daemon.ParseClaimCode(claim)
 	if err != nil {
 		return usagef("copy it from the relay's first lines", "--claim: %v", err)
 	}
-	issuer, err := flags.entry()
+	issuer, err := flags.changeEntry(cmd, auth.Issuer{})
 	if err != nil {
 		return err
 	}
@@ -72,29 +72,28 @@ func createNetwork(ctx context.Context, env *environment, relay, claim, pin stri
 	if err != nil {
 		return err
 	}
-	if !found.Vouched {
-		fmt.Fprintf(env.stderr, "zt-daemon: warning: nothing vouches for the relay's certificate; its pin %s goes into the head. Compare it with the one the relay printed.\n", found.Relay.Pins[0])
-	}
+	warnUnvouched(env, found)
 	k := key.NewNetwork()
 	head, err := auth.SignHead(auth.Head{
-		Version: 1, NotAfter: time.Now().Add(documentLife), Relays: []auth.Relay{found.Relay}, Issuers: []auth.Issuer{issuer},
+		Version: 1, NotAfter: time.Now().Add(auth.DocumentLife), Relays: []auth.Relay{found.Relay}, Issuers: []auth.Issuer{issuer},
 	}, k)
 	if err != nil {
 		return err
 	}
 	network := state.Network(head.Network)
 	// Before the claim: a relay must never belong to a key that was lost.
-	if err := network.KeepKey(k); err != nil {
-		return err
+	err = network.KeepKey(k)
+	if err == nil {
+		_, err = network.TakeHead(head)
 	}
-	if err := daemon.ClaimRelay(ctx, found.Relay, code, head, httpConfig()); err != nil {
-		if _, refused := errors.AsType[*daemon.RefusedError](err); refused {
-			return errors.Join(err, network.Forget())
-		}
-		return fmt.Errorf("%w (the network key %s is kept: whether the relay took the claim is not known)", err, network.KeyPath())
+	if err == nil {
+		err = daemon.ClaimRelay(ctx, found.Relay, code, head, httpConfig())
 	}
-	if _, err := network.TakeHead(head); err != nil {
-		return err
+	if lost, ok := errors.AsType[*daemon.ClaimLostError](err); ok {
+		fmt.Fprintf(env.stderr, "zt-daemon: the network key is kept: %s\n", network.KeyPath())
+		return lost
+	} else if err != nil {
+		return errors.Join(err, network.Forget()) // nobody has seen it
 	}
 	fmt.Fprintf(env.stdout, `network %s
 network key %s (back it up; it never leaves this machine by itself)
@@ -117,7 +116,7 @@ func networkShowCommand(env *environment) *cobra.Command {
 		Use: "show", Short: "Show the network's head", Args: withArgs(cobra.NoArgs),
 		Example: "  zt-daemon network show\n  zt-daemon network show -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			admin, head, done, err := flags.open(cmd.Context(), env)
+			admin, head, done, err := flags.open(cmd.Context(), env, false)
 			if err != nil {
 				return err
 			}
@@ -139,7 +138,10 @@ func networkShowCommand(env *environment) *cobra.Command {
 				rows = append(rows, []string{"issuer", i.URL + "  client " + i.ClientID})
 			}
 			for _, s := range head.Signers {
-				rows = append(rows, []string{"signer", s.Name + "  ends " + relative(s.NotAfter, time.Now())})
+				rows = append(rows, []string{"signer", s.Name + "  ends " + relative(s.NotAfter, time.Now()) + "  key " + s.Key.String()})
+			}
+			for _, name := range slices.Sorted(maps.Keys(head.MinRecord)) {
+				rows = append(rows, []string{"least record", fmt.Sprintf("%s version %d", name, head.MinRecord[name])})
 			}
 			held := "not on this machine"
 			if !admin.Network.IsZero() {
@@ -155,109 +157,4 @@ func networkShowCommand(env *environment) *cobra.Command {
 	flags.addTo(cmd, env)
 	out.addTo(cmd)
 	return cmd
-}
-
-const networkSignLong = `Sign the head anew, with changes if any are named. Any signing renews it for a
-year. It needs the network key, so it runs where ` + "`network create`" + ` ran.`
-
-func networkSignCommand(env *environment) *cobra.Command {
-	var flags adminFlags
-	var issuer issuerFlags
-	var signers map[string]string
-	var removeSigners, removeRelays []string
-	var addRelay, addClaim, addPin string
-	var life time.Duration
-	cmd := &cobra.Command{
-		Use: "sign", Short: "Sign the head: renew it, admit signers, change relays or issuers", Long: networkSignLong, Args: withArgs(cobra.NoArgs),
-		Example: "  zt-daemon network sign\n  zt-daemon network sign --signer mona=BKx…\n  zt-daemon network sign --add-relay https://relay2.example.com --claim CODE",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ctx := cmd.Context()
-			admin, old, done, err := flags.open(ctx, env)
-			if err != nil {
-				return err
-			}
-			defer done()
-			if admin.Network.IsZero() {
-				return daemon.NewLocalError(daemon.KindFailure, "run this where `zt-daemon network create` ran", "signing the head needs the key of network %s, which is not on this machine", old.Network)
-			}
-			next := *old
-			next.Version, next.NotAfter = old.Version+1, time.Now().Add(life)
-			next.Relays, next.Issuers, next.Signers = slices.Clone(old.Relays), slices.Clone(old.Issuers), slices.Clone(old.Signers)
-			for name, text := range signers {
-				var k key.SignerPublic
-				if err := k.UnmarshalText([]byte(text)); err != nil {
-					return usagef("`zt-daemon signer create` prints NAME=KEY", "--signer %s: %v", name, err)
-				}
-				next.Signers = slices.DeleteFunc(next.Signers, func(s auth.Signer) bool { return s.Name == name })
-				next.Signers = append(next.Signers, auth.Signer{Name: name, Key: k, NotAfter: next.NotAfter})
-			}
-			next.Signers = slices.DeleteFunc(next.Signers, func(s auth.Signer) bool { return slices.Contains(removeSigners, s.Name) })
-			next.Relays = slices.DeleteFunc(next.Relays, func(r auth.Relay) bool { return slices.Contains(removeRelays, r.URL) })
-			if issuer.url != "" {
-				entry, err := issuer.entry()
-				if err != nil {
-					return err
-				}
-				next.Issuers = slices.DeleteFunc(next.Issuers, func(i auth.Issuer) bool { return i.URL == entry.URL })
-				next.Issuers = append(next.Issuers, entry)
-			}
-			var code daemon.ClaimCode
-			var added *auth.Relay
-			if addRelay != "" {
-				if code, err = daemon.ParseClaimCode(addClaim); err != nil {
-					return usagef("a relay is added with the code that it printed", "--claim: %v", err)
-				}
-				found, err := daemon.FetchClaimable(ctx, addRelay, code, addPin, httpConfig())
-				if err != nil {
-					return err
-				}
-				next.Relays = append(next.Relays, found.Relay)
-				added = &found.Relay
-			}
-			head, err := auth.SignHead(next, admin.Network)
-			if err != nil {
-				return err
-			}
-			if added != nil {
-				if err := daemon.ClaimRelay(ctx, *added, code, head, httpConfig()); err != nil {
-					return err
-				}
-			}
-			faults, err := admin.PublishHead(ctx, head, old)
-			if err != nil {
-				return err
-			}
-			if added != nil {
-				records, err := admin.Records(ctx, old)
-				if err == nil {
-					err = admin.PutRecords(ctx, head, *added, records)
-				}
-				if err != nil {
-					return fmt.Errorf("relay %s has the head but not every record: %w", added.URL, err)
-				}
-			}
-			warnRelays(env, faults)
-			fmt.Fprintf(env.stdout, "head version %d signed, good until %s; relays: %s\n", head.Version, head.NotAfter.Format(time.DateOnly), relayList(head))
-			return nil
-		},
-	}
-	flags.addTo(cmd, env)
-	issuer.addTo(cmd)
-	f := cmd.Flags()
-	f.StringToStringVar(&signers, "signer", nil, "NAME=KEY: admit a signer of records, or renew it")
-	f.StringSliceVar(&removeSigners, "remove-signer", nil, "NAME: its records end with the next signing of each")
-	f.StringVar(&addRelay, "add-relay", "", "URL of another relay")
-	f.StringVar(&addClaim, "claim", "", "the code that the added relay printed")
-	f.StringVar(&addPin, "pin", "", "the TLS pin that the added relay printed")
-	f.StringSliceVar(&removeRelays, "remove-relay", nil, "URL of a relay to leave")
-	f.DurationVar(&life, "life", documentLife, "how long the head is good")
-	return cmd
-}
-
-func relayList(h *auth.Head) string {
-	urls := make([]string, len(h.Relays))
-	for i, r := range h.Relays {
-		urls[i] = r.URL
-	}
-	return strings.Join(urls, ", ")
 }

@@ -27,6 +27,9 @@ func signerCreateCommand(env *environment) *cobra.Command {
 		Use: "create", Short: "Make this machine's signer key", Long: signerCreateLong, Args: withArgs(cobra.NoArgs),
 		Example: "  zt-daemon signer create --name mona",
 		RunE: func(*cobra.Command, []string) error {
+			if err := auth.ValidName(name); name != "" && err != nil {
+				return usagef("a signer's name is a DNS label, for example mona", "--name: %v", err)
+			}
 			state, err := env.adminState()
 			if err != nil {
 				return err
