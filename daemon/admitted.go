@@ -45,6 +45,7 @@ type admission struct {
 	laptops map[key.WireGuardPublic]*admittedLaptop
 	byLogin map[key.LoginPublic]key.WireGuardPublic // one login key has one live WireGuard key
 	byAddr  map[netip.Addr]key.WireGuardPublic
+	ended   map[key.LoginPublic]time.Time // logouts: when their statements were issued
 }
 
 // maxLaptops bounds the table, and with it the device's peers.
@@ -55,6 +56,7 @@ func newAdmission() *admission {
 		laptops: make(map[key.WireGuardPublic]*admittedLaptop),
 		byLogin: make(map[key.LoginPublic]key.WireGuardPublic),
 		byAddr:  make(map[netip.Addr]key.WireGuardPublic),
+		ended:   make(map[key.LoginPublic]time.Time),
 	}
 }
 
@@ -122,6 +124,31 @@ func (a *admission) remove(k key.WireGuardPublic) *admittedLaptop {
 		delete(a.byAddr, l.identity.Addr)
 	}
 	return l
+}
+
+// logout notes that a login ended with a statement of that time. A relay that
+// offers an older statement of it again, which is live for up to an hour, is
+// refused.
+func (a *admission) logout(k key.LoginPublic, issued time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for old, t := range a.ended { // statements of then are over by themselves
+		if issued.Sub(t) > 2*statementLife {
+			delete(a.ended, old)
+		}
+	}
+	if len(a.ended) < maxLaptops && issued.After(a.ended[k]) {
+		a.ended[k] = issued
+	}
+}
+
+// loggedOut reports whether a statement of that time is not newer than its
+// login's logout.
+func (a *admission) loggedOut(k key.LoginPublic, issued time.Time) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t, ok := a.ended[k]
+	return ok && !issued.After(t)
 }
 
 // keys are the laptops' keys, for a walk that must not hold the lock.

@@ -76,6 +76,9 @@ func (n *Node) admit(ctx context.Context, s *Session, offer EdgeOffer) (answer [
 	if err != nil {
 		return nil, nil, err
 	}
+	if n.admission.loggedOut(id.LoginKey, id.StatementIssued) {
+		return nil, id, &auth.RefusedError{Reason: auth.ReasonEnded, Detail: "the person logged out after this statement"}
+	}
 	n.install.Lock()
 	defer n.install.Unlock()
 	now := wallClock()
@@ -163,19 +166,21 @@ func (n *Node) renew(peer key.WireGuardPublic, body []byte) {
 		return
 	}
 	statement, err := auth.ParseSignedStatement(body)
+	var next *auth.Identity
 	if err == nil {
-		id, err = state.verifier.VerifyStatement(grant, id, statement)
+		next, err = state.verifier.VerifyStatement(grant, id, statement)
 	}
 	if err != nil {
 		// A relay that forges a statement must not end a grant; a signed end does.
 		if refused, ok := errors.AsType[*auth.RefusedError](err); ok && refused.Reason == auth.ReasonEnded {
+			n.admission.logout(id.LoginKey, statement.Issued)
 			n.cutLocked(peer, string(auth.ReasonEnded), "logged out")
 			return
 		}
 		n.log.Warn("statement refused", "peer", peer, "err", err)
 		return
 	}
-	n.admission.get(peer, func(l *admittedLaptop) { l.identity, l.grant.Statement = id, statement })
+	n.admission.get(peer, func(l *admittedLaptop) { l.identity, l.grant.Statement = next, statement })
 }
 
 // edgeGone drops one edge; the laptop goes with its last one.
