@@ -108,7 +108,7 @@ func (k KubeContext) APIServer(ctx context.Context, inCluster bool) (KubeAPIServ
 		} `json:"clusters"`
 	}
 	if err := json.Unmarshal(out, &view); err != nil || len(view.Clusters) != 1 {
-		return s, fmt.Errorf("kubeconfig context %q: not one cluster", k.Context)
+		return s, NewLocalError(KindUsage, "`kubectl config get-contexts` lists them", "kubeconfig context %q names no cluster", k.Context)
 	}
 	c := view.Clusters[0].Cluster
 	switch {
@@ -118,7 +118,8 @@ func (k KubeContext) APIServer(ctx context.Context, inCluster bool) (KubeAPIServ
 	}
 	u, err := url.Parse(c.Server)
 	if err != nil || u.Scheme != "https" || u.Hostname() == "" {
-		return s, fmt.Errorf("kubeconfig context %q: server %q is not an https URL", k.Context, c.Server)
+		return s, NewLocalError(KindFailure, "give the context the API server's https URL: TLS to it is always verified here",
+			"kubeconfig context %q: server %q is not an https URL", k.Context, c.Server)
 	}
 	s.Address = hostPort(u)
 	name := u.Hostname()

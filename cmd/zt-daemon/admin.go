@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"net/http"
@@ -77,7 +79,7 @@ func (a *adminFlags) find(state *daemon.AdminState) (auth.NetworkID, error) {
 	if a.network != "" {
 		id, err := auth.ParseNetworkID(a.network)
 		if err != nil {
-			return id, usagef("", "--network: %v", err)
+			return id, usagef("`zt-daemon network show` prints it, and the login line ends with it", "--network: %v", err)
 		}
 		return id, nil
 	}
@@ -210,6 +212,27 @@ func portsOf(values []uint) ([]uint16, error) {
 		ports = append(ports, uint16(p))
 	}
 	return ports, nil
+}
+
+// fetchClaimable asks the relay that a command line names for what a head is to
+// say of it.
+func fetchClaimable(ctx context.Context, env *environment, relay, claim, pin string) (auth.Relay, daemon.ClaimCode, error) {
+	code, err := daemon.ParseClaimCode(claim)
+	if err != nil {
+		return auth.Relay{}, code, usagef("copy it from the relay's first lines", "--claim: %v", err)
+	}
+	if err := auth.ValidRelayURL(strings.TrimRight(relay, "/")); err != nil {
+		return auth.Relay{}, code, usagef("write it as the relay printed it, https://HOST or https://HOST:PORT", "%v", err)
+	}
+	if b, err := base64.StdEncoding.Strict().DecodeString(pin); pin != "" && (err != nil || len(b) != sha256.Size) {
+		return auth.Relay{}, code, usagef("copy it from the relay's first lines", "--pin %q is not base64 of %d bytes", pin, sha256.Size)
+	}
+	found, err := daemon.FetchClaimable(ctx, relay, code, pin, httpConfig())
+	if err != nil {
+		return auth.Relay{}, code, err
+	}
+	warnUnvouched(env, found)
+	return found.Relay, code, nil
 }
 
 // warnUnvouched says so if a relay's TLS rests on its first sight.

@@ -51,10 +51,6 @@ func networkCreateCommand(env *environment) *cobra.Command {
 
 func createNetwork(cmd *cobra.Command, env *environment, relay, claim, pin string, flags *issuerFlags) error {
 	ctx := cmd.Context()
-	code, err := daemon.ParseClaimCode(claim)
-	if err != nil {
-		return usagef("copy it from the relay's first lines", "--claim: %v", err)
-	}
 	issuer, err := flags.changeEntry(cmd, auth.Issuer{})
 	if err != nil {
 		return err
@@ -68,14 +64,13 @@ func createNetwork(cmd *cobra.Command, env *environment, relay, claim, pin strin
 		return err
 	}
 	defer lock.Close()
-	found, err := daemon.FetchClaimable(ctx, relay, code, pin, httpConfig())
+	found, code, err := fetchClaimable(ctx, env, relay, claim, pin)
 	if err != nil {
 		return err
 	}
-	warnUnvouched(env, found)
 	k := key.NewNetwork()
 	head, err := auth.SignHead(auth.Head{
-		Version: 1, NotAfter: time.Now().Add(auth.DocumentLife), Relays: []auth.Relay{found.Relay}, Issuers: []auth.Issuer{issuer},
+		Version: 1, NotAfter: time.Now().Add(auth.DocumentLife), Relays: []auth.Relay{found}, Issuers: []auth.Issuer{issuer},
 	}, k)
 	if err != nil {
 		return err
@@ -87,7 +82,7 @@ func createNetwork(cmd *cobra.Command, env *environment, relay, claim, pin strin
 		_, err = network.TakeHead(head)
 	}
 	if err == nil {
-		err = daemon.ClaimRelay(ctx, found.Relay, code, head, httpConfig())
+		err = daemon.ClaimRelay(ctx, found, code, head, httpConfig())
 	}
 	if lost, ok := errors.AsType[*daemon.ClaimLostError](err); ok {
 		fmt.Fprintf(env.stderr, "zt-daemon: the network key is kept: %s\n", network.KeyPath())
@@ -105,7 +100,7 @@ Next, where kubectl reaches a cluster as its admin:
 Everybody then logs in with:
 
   zt-daemon login %s/%s
-`, head.Network, network.KeyPath(), found.Relay.URL, head.Network)
+`, head.Network, network.KeyPath(), found.URL, head.Network)
 	return nil
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -101,7 +100,7 @@ func (n *networkSign) run(cmd *cobra.Command, env *environment) error {
 	var code daemon.ClaimCode
 	var added auth.Relay
 	if n.addRelay != "" {
-		if added, code, err = n.claimable(ctx, env); err != nil {
+		if added, code, err = fetchClaimable(ctx, env, n.addRelay, n.addClaim, n.addPin); err != nil {
 			return err
 		}
 		next.Relays = append(next.Relays, added)
@@ -127,19 +126,6 @@ func (n *networkSign) run(cmd *cobra.Command, env *environment) error {
 	}
 	fmt.Fprintf(env.stdout, "head version %d signed, good until %s; relays: %s\n", head.Version, head.NotAfter.Format(time.DateOnly), relayList(head))
 	return nil
-}
-
-func (n *networkSign) claimable(ctx context.Context, env *environment) (auth.Relay, daemon.ClaimCode, error) {
-	code, err := daemon.ParseClaimCode(n.addClaim)
-	if err != nil {
-		return auth.Relay{}, code, usagef("a relay is added with the code that it printed", "--claim: %v", err)
-	}
-	found, err := daemon.FetchClaimable(ctx, n.addRelay, code, n.addPin, httpConfig())
-	if err != nil {
-		return auth.Relay{}, code, err
-	}
-	warnUnvouched(env, found)
-	return found.Relay, code, nil
 }
 
 // change is the next head, but for a relay to add.
@@ -186,7 +172,7 @@ func (n *networkSign) change(cmd *cobra.Command, old *auth.Head) (auth.Head, err
 			next.MinRecord = make(map[string]uint64)
 		}
 		if v < next.MinRecord[name] {
-			return next, usagef("", "--min-record %s=%d is less than the head's %d: what was withdrawn stays withdrawn", name, v, next.MinRecord[name])
+			return next, usagef("`zt-daemon cluster list` shows the versions", "--min-record %s=%d is less than the head's %d: what was withdrawn stays withdrawn", name, v, next.MinRecord[name])
 		}
 		next.MinRecord[name] = v
 	}
