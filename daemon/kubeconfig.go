@@ -215,9 +215,9 @@ func (k Kubeconfig) Remove(ctx context.Context, names []string) ([]string, error
 	return k.edit(ctx, func(set *kubeFiles) error {
 		for _, name := range names {
 			for _, s := range kubeSections {
-				f, item, err := set.find(s, name)
-				if err != nil || item == nil {
-					return err
+				f, item := set.find(s, name)
+				if item == nil {
+					continue
 				}
 				if ours, _ := s.ours(item); !ours {
 					return &ForeignEntryError{Path: f.path, Section: s.list, Name: name}
@@ -329,14 +329,14 @@ type kubeFiles struct {
 }
 
 // find looks for an entry in order of precedence; item is nil if there is none.
-func (set *kubeFiles) find(s kubeSection, name string) (f *kubeFile, item *yaml.Node, err error) {
+func (set *kubeFiles) find(s kubeSection, name string) (f *kubeFile, item *yaml.Node) {
 	set.touched[kubeName{s.list, name}] = true
 	for _, f := range set.all {
 		if item := f.find(s, name); item != nil {
-			return f, item, nil
+			return f, item
 		}
 	}
-	return set.main, nil, nil
+	return set.main, nil
 }
 
 func (set *kubeFiles) put(e KubeconfigEntry) error {
@@ -351,10 +351,7 @@ func (set *kubeFiles) put(e KubeconfigEntry) error {
 	}
 	mark := kubeMap("extension", kubeMap("cluster", kubeText(e.Cluster), "network", kubeText(e.Network)), "name", kubeText(kubeconfigMark))
 	for _, s := range sections {
-		f, item, err := set.find(s, e.name())
-		if err != nil {
-			return err
-		}
+		f, item := set.find(s, e.name())
 		if item != nil {
 			if ours, network := s.ours(item); !ours || network != e.Network {
 				return &ForeignEntryError{Path: f.path, Section: s.list, Name: e.name(), Network: network}
@@ -399,7 +396,7 @@ func (set *kubeFiles) keptUser(e KubeconfigEntry) (string, error) {
 		}
 		return e.User, nil
 	}
-	if _, item, _ := set.find(contextsSection, e.name()); item != nil {
+	if _, item := set.find(contextsSection, e.name()); item != nil {
 		if name := scalarAt(item, "context", "user"); users[name] {
 			return name, nil
 		}

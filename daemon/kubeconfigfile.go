@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -151,7 +152,7 @@ func (f *kubeFile) put(s kubeSection, name string, item, body *yaml.Node) {
 		} else {
 			body = withKept(body, old, kubeOwnKeys[s.list])
 		}
-		if update(old, body) {
+		if become(old, body) {
 			f.changed = true
 		}
 		return
@@ -188,7 +189,7 @@ func (f *kubeFile) remove(s kubeSection, name string) {
 func (f *kubeFile) setCurrent(name string) {
 	root := f.root()
 	if v := valueAt(root, "current-context"); v != nil {
-		f.changed = update(v, kubeText(name)) || f.changed
+		f.changed = become(v, kubeText(name)) || f.changed
 		return
 	}
 	root.Content = append(root.Content, kubeText("current-context"), kubeText(name))
@@ -260,9 +261,9 @@ func withKept(body, old *yaml.Node, keep []string) *yaml.Node {
 	return body
 }
 
-// update makes old mean what want means, and leaves alone what does already:
+// become makes old mean what want means, and leaves alone what does already:
 // its place, comments and style stay. It reports whether anything changed.
-func update(old, want *yaml.Node) bool {
+func become(old, want *yaml.Node) bool {
 	if old == want {
 		return false
 	}
@@ -275,7 +276,7 @@ func update(old, want *yaml.Node) bool {
 				changed = true
 				continue
 			}
-			changed = update(old.Content[i+1], v) || changed
+			changed = become(old.Content[i+1], v) || changed
 			kept = append(kept, old.Content[i], old.Content[i+1])
 		}
 		old.Content = kept
@@ -303,47 +304,102 @@ func sameMeaning(a, b *yaml.Node) bool {
 
 // encode gives the file's text in the layout it had.
 func (f *kubeFile) encode() ([]byte, error) {
-	var b bytes.Buffer
-	if p := strings.TrimRight(f.preface, "\n"); p != "" {
-		b.WriteString(p + "\n")
+	if json.Valid(f.text) {
+		return f.encodeJSON()
 	}
-	indent, compact := f.layout()
+	b, err := encodeYAML(f.doc, f.layout())
+	if err != nil {
+		return nil, err
+	}
+	if p := strings.TrimRight(f.preface, "\n"); p != "" {
+		b = append([]byte(p+"\n"), b...)
+	}
+	if f.crlf {
+		b = bytes.ReplaceAll(b, []byte("\n"), []byte("\r\n"))
+	}
+	return b, nil
+}
+
+// encodeJSON keeps a kubeconfig that is JSON as JSON. A text that YAML escapes
+// in a way that JSON does not know makes the file YAML, which kubectl reads too.
+func (f *kubeFile) encodeJSON() ([]byte, error) {
+	flow(f.doc)
+	line, err := encodeYAML(f.doc, kubeLayout{indent: 2})
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	if json.Indent(&b, line, "", "  ") != nil {
+		return line, nil
+	}
+	return b.Bytes(), nil
+}
+
+// flow gives a tree the style of JSON.
+func flow(n *yaml.Node) {
+	switch {
+	case n.Kind == yaml.MappingNode || n.Kind == yaml.SequenceNode:
+		n.Style = yaml.FlowStyle
+	case n.Kind == yaml.ScalarNode && n.ShortTag() == "!!str":
+		n.Style = yaml.DoubleQuotedStyle
+	}
+	for _, c := range n.Content {
+		flow(c)
+	}
+}
+
+// kubeLayout is how a file is indented.
+type kubeLayout struct {
+	indent  int
+	compact bool // lists are not indented below their key
+}
+
+func encodeYAML(doc *yaml.Node, l kubeLayout) ([]byte, error) {
+	var b bytes.Buffer
 	e := yaml.NewEncoder(&b)
-	e.SetIndent(indent)
-	if compact {
+	e.SetIndent(l.indent)
+	if l.compact {
 		e.CompactSeqIndent()
 	}
-	if err := e.Encode(f.doc); err != nil {
+	if err := e.Encode(doc); err != nil {
 		return nil, err
 	}
 	if err := e.Close(); err != nil {
 		return nil, err
 	}
-	if f.crlf {
-		return bytes.ReplaceAll(b.Bytes(), []byte("\n"), []byte("\r\n")), nil
-	}
 	return b.Bytes(), nil
 }
 
-// layout is how the file was indented; a new one is as kubectl writes it.
-func (f *kubeFile) layout() (indent int, compact bool) {
-	indent, compact = 2, true
-	root := f.root()
-	for i := 0; i+1 < len(root.Content); i += 2 {
-		key, list := root.Content[i], root.Content[i+1]
-		if list.Kind != yaml.SequenceNode || list.Style&yaml.FlowStyle != 0 || list.Line == 0 || len(list.Content) == 0 {
+// kubeLayouts are those in use; kubectl's own is the first.
+var kubeLayouts = []kubeLayout{{2, true}, {2, false}, {4, false}, {4, true}, {3, false}, {8, false}}
+
+// layout is the one in which most lines of the file stay as they are.
+func (f *kubeFile) layout() kubeLayout {
+	best, most := kubeLayouts[0], -1
+	var doc yaml.Node
+	if yaml.Unmarshal(f.text, &doc) != nil || doc.Kind != yaml.DocumentNode {
+		return best
+	}
+	had := make(map[string]int)
+	for line := range strings.Lines(string(f.text)) {
+		had[line]++
+	}
+	for _, l := range kubeLayouts {
+		b, err := encodeYAML(&doc, l)
+		if err != nil {
 			continue
 		}
-		compact = list.Column == key.Column
-		item := list.Content[0]
-		for j := 0; j+1 < len(item.Content); j += 2 {
-			k, v := item.Content[j], item.Content[j+1]
-			if n := v.Column - k.Column; v.Kind == yaml.MappingNode && v.Style&yaml.FlowStyle == 0 && v.Line > k.Line && n >= 2 && n <= 8 {
-				return n, compact
+		same, seen := 0, make(map[string]int)
+		for line := range strings.Lines(string(b)) {
+			if seen[line]++; seen[line] <= had[line] {
+				same++
 			}
 		}
+		if same > most {
+			best, most = l, same
+		}
 	}
-	return indent, compact
+	return best
 }
 
 // verify checks that text differs from what was read in nothing but touched

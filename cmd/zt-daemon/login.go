@@ -28,7 +28,7 @@ it serves, and you are asked once whether that is the one you mean. Later, plain
 The daemon is started if it does not run, and your clusters are written into
 your kubeconfig.`
 
-const loginExample = `  zt-daemon login https://relay.example.com/kq3v7m2xw5r6p4d8s9f0g1h2j3k4l5m6
+const loginExample = `  zt-daemon login https://relay.example.com/kq3v7m2xw5r6p4dzs5fog7h2j3k4l5m6
   zt-daemon login                # again, to the same network
   zt-daemon login --no-browser   # print the page's address only; see also ssh -L`
 

@@ -40,7 +40,7 @@ no TUN device, no routes: one port of 127.0.0.1 for each cluster, and kubectl
 as you know it.`
 
 const rootExample = `  # once, with the line that your platform engineer gave you
-  zt-daemon login https://relay.example.com/kq3v7m2xw5r6p4d8s9f0g1h2j3k4l5m6
+  zt-daemon login https://relay.example.com/kq3v7m2xw5r6p4dzs5fog7h2j3k4l5m6
 
   # from then on
   kubectl --context zt-c1 get pods`
