@@ -190,3 +190,56 @@ func BenchmarkForward(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N)*count/b.Elapsed().Seconds(), "pkts/s")
 }
+
+// TestRefusedTrain: what the kernel does not split, we send singly.
+func TestRefusedTrain(t *testing.T) {
+	b, f, _, right := relayed(t)
+	if !b.socket.segments.Load() {
+		t.Skip("this kernel sends no trains (UDP_SEGMENT)")
+	}
+	const seg, count = 100, 200 // more than UDP_MAX_SEGMENTS, 128 in Linux 6.18: EINVAL
+	train := bytes.Repeat(message(wire.PacketTransport, seg, 0xb), count)
+	to := f.byAddr.get(local(right)).path.Load()
+	b.send(message(wire.PacketTransport, 50, 1), 50, to)
+	b.send(train, seg, to)
+	b.send(message(wire.PacketTransport, 60, 2), 60, to)
+	b.flush()
+	got := readAll(t, right, 50+len(train)+60)
+	if len(got) != count+2 || len(got[0]) != 50 || len(got[1]) != seg || len(got[count+1]) != 60 {
+		t.Errorf("%d datagrams, want %d in order", len(got), count+2)
+	}
+	if n := b.tally.dropped[dropSend]; n != 0 || !b.socket.segments.Load() {
+		t.Errorf("%d drops, trains still sent: %v; want none, true", n, b.socket.segments.Load())
+	}
+	b.socket.conn.Close()
+	b.send(train, seg, to)
+	b.flush()
+	if n := b.tally.dropped[dropSend]; n != count {
+		t.Errorf("%d drops on a closed socket, want %d", n, count)
+	}
+}
+
+// TestDualStack: one socket of both families joins a laptop on IPv4 and a node
+// on IPv6.
+func TestDualStack(t *testing.T) {
+	probe, err := net.ListenPacket("udp6", "[::1]:0")
+	if err != nil {
+		t.Skipf("this machine has no IPv6 loopback: %v", err)
+	}
+	probe.Close()
+	w := newWorld(t)
+	w.udp = "[::]:0"
+	w.restart()
+	_, port, err := net.SplitHostPort(w.udp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	laptop, node := w.login("alice"), w.node("c1")
+	_, c, n := join(laptop, node, "c1")
+	w.udp = "127.0.0.1:" + port
+	u := laptop.bind()
+	w.udp = "[::1]:" + port
+	v := node.bind()
+	u.passes(c, v, n)
+	v.passes(n, u, c)
+}
