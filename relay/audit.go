@@ -17,7 +17,7 @@ import (
 
 const (
 	auditRecent = 1000 // lines kept in memory for `zt-relay audit`
-	auditQueue  = 4096 // lines that the disk, or a follower, may lag behind
+	auditQueue  = 1024 // lines that the disk, or a follower, may lag behind
 )
 
 // Event is one line of the audit log: a login, an edge, a refusal, an act of an

@@ -42,7 +42,7 @@ func (f *forwarder) control(b []byte, from *path, now int64, out sender, t *tall
 	}
 
 	at := s.path.Load()
-	bound := at != nil && at.addr == from.addr && at.via == from.via
+	bound := at != nil && *at == *from
 	if typ == wire.BindRequest && !bound {
 		cookie := f.cookie(id, from.addr, counter, now/cookieSlot)
 		b = s.mac.AppendChallenge(b[:0], id, counter, cookie[:])

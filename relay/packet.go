@@ -53,11 +53,12 @@ type tally struct {
 	dropped        [drops]uint64
 }
 
-// A path is a UDP address as one of our sockets sees it.
+// A path is a UDP address as one of our sockets sees it. Two are the same if
+// they are equal.
 type path struct {
 	addr netip.AddrPort // unmapped
 	via  *socket
-	name sockaddr // addr in the socket's own form
+	name sockaddr // addr in the socket's own form, and which of our addresses it knows
 }
 
 // A hop is what a channel leads to. It does not change.

@@ -22,10 +22,13 @@ const (
 )
 
 // sockaddr is a struct sockaddr_in or sockaddr_in6 as the kernel wrote it, so
-// that a reply needs no conversion and a link-local scope survives.
+// that a reply needs no conversion and a link-local scope survives, and the
+// address of ours that was written to: a reply from another is lost in NAT.
 type sockaddr struct {
-	b [unix.SizeofSockaddrInet6]byte
-	n uint32
+	b     [unix.SizeofSockaddrInet6]byte
+	n     uint32
+	local [unix.SizeofInet6Pktinfo]byte // struct in_pktinfo or in6_pktinfo, to send
+	size  uint8                         // of local; 0: the socket has one address
 }
 
 // addrPort reads the address, unmapped and without zone.
@@ -58,6 +61,14 @@ func newSocket(conn *net.UDPConn) (*socket, error) {
 	conn.SetWriteBuffer(socketBuffer) // as much as the system allows
 	err = raw.Control(func(fd uintptr) {
 		unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1) // without it datagrams come singly
+		if conn.LocalAddr().(*net.UDPAddr).IP.IsUnspecified() {
+			// A socket of both families tells IPv4 addresses in IPv6's form.
+			if family, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); family == unix.AF_INET6 {
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1)
+			} else {
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+			}
+		}
 		_, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT)
 		s.segments.Store(err == nil)
 	})
@@ -80,14 +91,50 @@ type mmsghdr struct {
 	n uint32 // bytes received or sent
 }
 
-// cmsg holds one control message with an integer, aligned for its header.
-type cmsg [4]uint64
+// control holds two control messages, aligned for their headers: the segment
+// size, and the local address.
+type control [8]uint64
 
-func (c *cmsg) header() *unix.Cmsghdr { return (*unix.Cmsghdr)(unsafe.Pointer(c)) }
+func (c *control) bytes() []byte { return unsafe.Slice((*byte)(unsafe.Pointer(c)), unsafe.Sizeof(*c)) }
 
-func (c *cmsg) all() []byte { return unsafe.Slice((*byte)(unsafe.Pointer(c)), unsafe.Sizeof(*c)) }
+// put writes a control message at off and returns where the next one goes. Data
+// has at most 20 bytes.
+func (c *control) put(off, level, typ int, data []byte) int {
+	b := c.bytes()[off:]
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+	h.Level, h.Type = int32(level), int32(typ)
+	h.SetLen(unix.CmsgLen(len(data)))
+	copy(b[unix.CmsgLen(0):], data)
+	return off + unix.CmsgSpace(len(data))
+}
 
-func (c *cmsg) data() []byte { return c.all()[unix.CmsgLen(0):] }
+// read takes the segment size (0: not told) out of what the kernel wrote, and
+// puts the local address into a.
+func (c *control) read(n int, a *sockaddr) (segment int) {
+	a.size = 0
+	for b := c.bytes()[:n]; len(b) >= unix.SizeofCmsghdr; {
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
+		size := int(h.Len) - unix.CmsgLen(0)
+		if size < 0 || unix.CmsgLen(size) > len(b) {
+			break
+		}
+		data := b[unix.CmsgLen(0):][:size]
+		switch {
+		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && size == 4:
+			segment = int(int32(binary.NativeEndian.Uint32(data)))
+		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && size == unix.SizeofInet4Pktinfo:
+			a.size = unix.SizeofInet4Pktinfo
+			clear(a.local[:])
+			copy(a.local[4:8], data[4:8]) // ipi_spec_dst; interface 0: as routed
+		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_PKTINFO && size == unix.SizeofInet6Pktinfo:
+			a.size = unix.SizeofInet6Pktinfo
+			copy(a.local[:], data)
+			clear(a.local[16:]) // interface 0: as routed, or as the name's scope says
+		}
+		b = b[min(unix.CmsgSpace(size), len(b)):]
+	}
+	return segment
+}
 
 // A batch is the buffers of one goroutine that forwards: all are made once and
 // used again. The kernel's structures point into it, so it lives on the heap and
@@ -99,14 +146,14 @@ type batch struct {
 	in     [batchIn]mmsghdr
 	inVec  [batchIn]unix.Iovec
 	inName [batchIn]sockaddr
-	inCmsg [batchIn]cmsg
+	inCtl  [batchIn]control
 	slabs  [batchIn][slabSize]byte
 	from   path // of the datagram being handled
 
 	out     [batchOut]mmsghdr
 	outVec  [batchOut]unix.Iovec
 	outName [batchOut]sockaddr
-	outCmsg [batchOut]cmsg
+	outCtl  [batchOut]control
 	outSeg  [batchOut]int
 	via     *socket // of all that is queued
 	queued  int
@@ -127,16 +174,13 @@ func newBatch(s *socket) *batch {
 		b.inVec[i].Base = &b.slabs[i][0]
 		b.inVec[i].SetLen(slabSize)
 		m := &b.in[i]
-		m.Name, m.Iov, m.Control = &b.inName[i].b[0], &b.inVec[i], (*byte)(unsafe.Pointer(&b.inCmsg[i]))
+		m.Name, m.Iov, m.Control = &b.inName[i].b[0], &b.inVec[i], &b.inCtl[i].bytes()[0]
 		m.SetIovlen(1)
 	}
 	for i := range b.out {
 		m := &b.out[i]
 		m.Name, m.Iov = &b.outName[i].b[0], &b.outVec[i]
 		m.SetIovlen(1)
-		h := b.outCmsg[i].header()
-		h.Level, h.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
-		h.SetLen(unix.CmsgLen(2))
 	}
 	b.readFunc = func(fd uintptr) bool { return b.call(unix.SYS_RECVMMSG, fd, &b.in[0], batchIn) }
 	b.writeFunc = func(fd uintptr) bool {
@@ -163,7 +207,7 @@ func (b *batch) step(f *forwarder) error {
 	for i := range b.in {
 		m := &b.in[i]
 		m.Namelen = uint32(len(b.inName[i].b))
-		m.SetControllen(unix.CmsgSpace(4))
+		m.SetControllen(len(b.inCtl[i].bytes()))
 		m.Flags = 0
 	}
 	if err := b.socket.raw.Read(b.readFunc); err != nil {
@@ -187,27 +231,16 @@ func (b *batch) step(f *forwarder) error {
 		b.from.name = b.inName[i]
 		b.from.name.n = m.Namelen
 		b.from.addr = b.from.name.addrPort()
-		f.train(b.slabs[i][:size], b.segment(i, size), &b.from, now, b, &b.tally)
+		seg := b.inCtl[i].read(int(m.Controllen), &b.from.name)
+		if seg <= 0 || seg > size {
+			seg = size
+		}
+		f.train(b.slabs[i][:size], seg, &b.from, now, b, &b.tally)
 	}
 	b.flush()
 	f.counter(&b.tally)
 	b.tally = tally{}
 	return nil
-}
-
-// segment is the length of the datagrams that the kernel joined, or size.
-func (b *batch) segment(i, size int) int {
-	c := &b.inCmsg[i]
-	if int(b.in[i].Controllen) < unix.CmsgLen(4) {
-		return size
-	}
-	if h := c.header(); h.Level != unix.IPPROTO_UDP || h.Type != unix.UDP_GRO {
-		return size
-	}
-	if n := int(int32(binary.NativeEndian.Uint32(c.data()))); n > 0 {
-		return min(n, size)
-	}
-	return size
 }
 
 // send queues a train.
@@ -232,14 +265,36 @@ func (b *batch) send(p []byte, seg int, to *path) {
 	b.outSeg[i] = seg
 	m := &b.out[i]
 	m.Namelen = to.name.n
+	n := b.local(i)
 	if len(p) > seg {
-		binary.NativeEndian.PutUint16(b.outCmsg[i].data(), uint16(seg))
-		m.Control = (*byte)(unsafe.Pointer(&b.outCmsg[i]))
-		m.SetControllen(unix.CmsgSpace(2))
-	} else {
-		m.Control = nil
-		m.SetControllen(0)
+		var size [2]byte
+		binary.NativeEndian.PutUint16(size[:], uint16(seg))
+		n = b.outCtl[i].put(n, unix.IPPROTO_UDP, unix.UDP_SEGMENT, size[:])
 	}
+	b.setControl(i, n)
+}
+
+// local writes the first control message of out[i], the local address, if there
+// is one to write, and returns its length.
+func (b *batch) local(i int) int {
+	name := &b.outName[i]
+	switch name.size {
+	case unix.SizeofInet4Pktinfo:
+		return b.outCtl[i].put(0, unix.IPPROTO_IP, unix.IP_PKTINFO, name.local[:name.size])
+	case unix.SizeofInet6Pktinfo:
+		return b.outCtl[i].put(0, unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, name.local[:name.size])
+	}
+	return 0
+}
+
+// setControl gives out[i] its first n bytes of control messages.
+func (b *batch) setControl(i, n int) {
+	m := &b.out[i]
+	m.Control = nil
+	if n > 0 {
+		m.Control = &b.outCtl[i].bytes()[0]
+	}
+	m.SetControllen(n)
 }
 
 // flush sends all that is queued. It waits while the socket's buffer is full.
@@ -281,8 +336,7 @@ func (b *batch) unsent(i int, errno syscall.Errno) {
 		b.via.segments.Store(false)
 	}
 	p := unsafe.Slice(b.outVec[i].Base, size)
-	b.out[i].Control = nil
-	b.out[i].SetControllen(0)
+	b.setControl(i, b.local(i)) // without the segment size
 	for len(p) > 0 {
 		n := min(seg, len(p))
 		b.outVec[i].Base = &p[0]

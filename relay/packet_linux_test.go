@@ -2,6 +2,7 @@ package relay
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"testing"
@@ -26,13 +27,9 @@ func udp(t testing.TB) *net.UDPConn {
 // sendTrain sends b as datagrams of seg bytes in one system call.
 func sendTrain(t testing.TB, c *net.UDPConn, to netip.AddrPort, b []byte, seg int) {
 	t.Helper()
-	oob := make([]byte, unix.CmsgSpace(2))
-	m := &cmsg{}
-	h := m.header()
-	h.Level, h.Type = unix.IPPROTO_UDP, unix.UDP_SEGMENT
-	h.SetLen(unix.CmsgLen(2))
-	m.data()[0], m.data()[1] = byte(seg), byte(seg>>8)
-	copy(oob, m.all())
+	var ctl control
+	n := ctl.put(0, unix.IPPROTO_UDP, unix.UDP_SEGMENT, binary.NativeEndian.AppendUint16(nil, uint16(seg)))
+	oob := ctl.bytes()[:n]
 	if _, _, err := c.WriteMsgUDPAddrPort(b, oob, to); err != nil {
 		t.Skipf("this kernel sends no trains (UDP_SEGMENT): %v", err)
 	}
@@ -242,4 +239,49 @@ func TestDualStack(t *testing.T) {
 	v := node.bind()
 	u.passes(c, v, n)
 	v.passes(n, u, c)
+}
+
+// TestRepliesFromTheAddressWrittenTo: a host with several addresses must answer
+// from the one that a participant's NAT knows.
+func TestRepliesFromTheAddressWrittenTo(t *testing.T) {
+	for _, listen := range []string{"0.0.0.0:0", "[::]:0"} {
+		t.Run(listen, func(t *testing.T) {
+			w := newWorld(t)
+			w.udp = listen
+			w.restart()
+			_, port, err := net.SplitHostPort(w.udp)
+			if err != nil {
+				t.Fatal(err)
+			}
+			laptop, node := w.login("alice"), w.node("c1")
+			_, c, n := join(laptop, node, "c1")
+			w.udp = "127.0.0.5:" + port // bind connects: it hears no other address
+			u := laptop.bind()
+			w.udp = "127.0.0.6:" + port
+			v := node.bind()
+			u.passes(c, v, n)
+			v.passes(n, u, c)
+			train := bytes.Repeat(message(wire.PacketTransport, 200, c), 120)
+			for len(train) > 0 {
+				k := min(len(train), 200*40)
+				sendConnected(t, u.c, train[:k], 200)
+				for range k / 200 {
+					if got := v.read(); !bytes.Equal(got, message(wire.PacketTransport, 200, n)) {
+						t.Fatalf("got %d bytes", len(got))
+					}
+				}
+				train = train[k:]
+			}
+		})
+	}
+}
+
+// sendConnected is sendTrain on a connected socket.
+func sendConnected(t testing.TB, c *net.UDPConn, b []byte, seg int) {
+	t.Helper()
+	var ctl control
+	n := ctl.put(0, unix.IPPROTO_UDP, unix.UDP_SEGMENT, binary.NativeEndian.AppendUint16(nil, uint16(seg)))
+	if _, _, err := c.WriteMsgUDP(b, ctl.bytes()[:n], nil); err != nil {
+		t.Skipf("this kernel sends no trains (UDP_SEGMENT): %v", err)
+	}
 }
