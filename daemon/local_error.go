@@ -123,6 +123,9 @@ func kindOf(err error) (k Kind, known bool) {
 	if l, ok := errors.AsType[*LocalError](err); ok {
 		return l.Kind, true
 	}
+	if _, ok := errors.AsType[*CorruptStateError](err); ok {
+		return KindCorruptState, true
+	}
 	if r, ok := errors.AsType[*auth.RefusedError](err); ok {
 		return refusalKind(r.Reason, r.Reason.Class()), true
 	}
@@ -138,9 +141,6 @@ func kindOf(err error) (k Kind, known bool) {
 		return KindExpired, true
 	case errors.Is(err, auth.ErrIssuerUnreachable):
 		return KindUnreachable, true
-	}
-	if _, ok := errors.AsType[*CorruptStateError](err); ok {
-		return KindCorruptState, true
 	}
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
 		return KindUnreachable, true
