@@ -42,7 +42,7 @@ type Relay struct {
 	// UDP is host:port where the relay takes packets; empty = URL's host and port.
 	UDP string `json:"udp,omitempty"`
 	// Pins are base64 SHA-256 hashes of the TLS certificate's public key (SPKI,
-	// RFC 7469 §2.4); when present they take the place of WebPKI.
+	// RFC 7469 §2.4), that are accepted besides one that WebPKI vouches for.
 	Pins []string `json:"pins,omitempty"`
 }
 

@@ -204,8 +204,9 @@ func (a *admission) counts() (laptops, flows int) {
 	return len(a.laptops), flows
 }
 
-// busy reports whether any flow is open.
+// busy reports whether any laptop is a peer: it may be waiting for the relay to
+// come back as this node is.
 func (a *admission) busy() bool {
-	_, flows := a.counts()
-	return flows > 0
+	laptops, _ := a.counts()
+	return laptops > 0
 }

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -55,25 +54,6 @@ func FetchHead(ctx context.Context, relay string, id auth.NetworkID, cfg HTTPCon
 		return nil, &WrongNetworkError{Relay: relay, Want: id, Got: head.Network}
 	}
 	return head, nil
-}
-
-// FetchRelay gets what a relay says of itself, with GET /v1/relay, for whoever is
-// about to claim it. Nothing in it is to be believed until the relay's claim code
-// has vouched for the key. It takes at most ten seconds.
-func FetchRelay(ctx context.Context, relay string, cfg HTTPConfig) (auth.Relay, error) {
-	u, err := relayURL(relay)
-	if err != nil {
-		return auth.Relay{}, err
-	}
-	raw, err := get(ctx, relay, u.String()+"/v1/relay", cfg.transport(trustAnyone))
-	if err != nil {
-		return auth.Relay{}, err
-	}
-	var entry auth.Relay
-	if err := json.Unmarshal(raw, &entry); err != nil {
-		return auth.Relay{}, fmt.Errorf("relay %s does not say what it is: %v", relay, err)
-	}
-	return entry, nil
 }
 
 // get reads a small answer from a relay.
