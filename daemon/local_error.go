@@ -106,7 +106,7 @@ func AsLocalError(err error) *LocalError {
 	if c, ok := errors.AsType[interface {
 		error
 		ExitCode() int
-	}](err); ok && (e.Kind == KindFailure || e.Kind == KindCancelled || isLocal(err)) {
+	}](err); ok && (e.Kind == KindFailure || isLocal(err)) {
 		e.Code = c.ExitCode()
 	}
 	return e
