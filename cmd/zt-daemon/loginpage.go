@@ -66,7 +66,7 @@ func (p *loginPage) countdown(until time.Time) {
 	}
 	w := p.env.stderr
 	if !p.env.isTerminal() {
-		fmt.Fprintf(w, "waiting for the browser, up to %s\n", span(time.Until(until)))
+		fmt.Fprintf(w, "waiting for the browser, up to %s\n", span(time.Until(until).Round(time.Minute)))
 		return
 	}
 	p.stop, p.done = make(chan struct{}), make(chan struct{})

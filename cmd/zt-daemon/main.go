@@ -68,6 +68,7 @@ func rootCommand(env *environment) *cobra.Command {
 		SilenceUsage:      true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
+	root.SuggestionsMinimumDistance = 2 // letters; cobra sets its default too late for noSuchCommand
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("run `"+cmd.CommandPath()+" --help`", "%v", err)
 	})
