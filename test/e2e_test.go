@@ -221,9 +221,33 @@ func (s *stage) aliceKubectl(t *testing.T) {
 	if r.Code == 0 || !strings.Contains(r.Stderr, "Forbidden") {
 		t.Errorf("get secrets: %v", r)
 	}
+	s.logsJoin(t)
 	w := s.watch(t, "watch-first")
 	defer w.Kill()
 	s.expectEvent(t, w, "first-event", 10*time.Second)
+}
+
+// logsJoin looks for alice's session at the issuer in the relay's audit log and
+// in the API server's: by it one finds in one log what the other tells.
+func (s *stage) logsJoin(t *testing.T) {
+	t.Helper()
+	events, err := s.Kubernetes.Audit()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sids := map[string]bool{}
+	for _, e := range events {
+		if e.User.Username == "oidc:"+canaryEmail {
+			for _, sid := range e.User.Extra["zt-daemon.github.io/sid"] {
+				sids[sid] = true
+			}
+		}
+	}
+	if !slices.ContainsFunc(s.relayAudit(t), func(e lab.RelayEvent) bool {
+		return e.Event == "login" && e.Name == canaryEmail && sids[e.SID]
+	}) {
+		t.Errorf("the sid of alice's login at the relay is none of those in the API server's audit log: %v", sids)
+	}
 }
 
 // watch starts `kubectl get configmaps -w` as alice and waits until it shows

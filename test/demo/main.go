@@ -30,7 +30,7 @@ func main() {
 	own := flag.String("context", "", "front the cluster of this kubeconfig context instead of starting one")
 	bench := flag.Bool("bench", false, "measure what zt adds to a call")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	err := run(ctx, *check, *bench, *own)
 	stop()
 	if err != nil {

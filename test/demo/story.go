@@ -110,11 +110,34 @@ func (s *story) aliceComes(ctx context.Context) error {
 	if err := s.path(ctx); err != nil {
 		return err
 	}
+	if err := s.apiServer(); err != nil {
+		return err
+	}
 	line("kubectl", "kubectl %s (%s)\n", strings.Join(args, " "), took.Round(time.Millisecond))
 	for text := range strings.Lines(answer) {
 		fmt.Printf("             %s", text)
 	}
 	return nil
+}
+
+// apiServer tells what the demo's API server wrote about alice's request: the
+// overlay brought it there, and her second ID token decided.
+func (s *story) apiServer() error {
+	if s.Kubernetes == nil {
+		return nil
+	}
+	events, err := s.Kubernetes.Audit()
+	if err != nil {
+		return err
+	}
+	for _, e := range events {
+		if strings.HasPrefix(e.User.Username, "oidc:") && e.Verb == "list" && e.ObjectRef.Resource == "namespaces" {
+			line("API server", "took the request of %s (%s) by its own rules: %s %s, HTTP %d",
+				e.User.Username, strings.Join(e.User.Groups, ", "), e.Verb, e.ObjectRef.Resource, e.ResponseStatus.Code)
+			return nil
+		}
+	}
+	return errors.New("the API server's audit log has no request of hers")
 }
 
 // logIn logs a person in. In front of the person's own cluster the laptop gets a

@@ -167,6 +167,30 @@ func (k *Kubernetes) Kubectl(ctx context.Context, stdin io.Reader, args ...strin
 	})
 }
 
+// KubernetesEvent is one line of the API server's audit log, as far as the lab
+// looks.
+type KubernetesEvent struct {
+	Verb string `json:"verb"`
+	User struct {
+		Username string              `json:"username"`
+		UID      string              `json:"uid"`
+		Groups   []string            `json:"groups"`
+		Extra    map[string][]string `json:"extra"`
+	} `json:"user"`
+	ObjectRef struct {
+		Resource string `json:"resource"`
+		Name     string `json:"name"`
+	} `json:"objectRef"`
+	ResponseStatus struct {
+		Code int `json:"code"`
+	} `json:"responseStatus"`
+}
+
+// Audit reads the API server's audit log.
+func (k *Kubernetes) Audit() ([]KubernetesEvent, error) {
+	return readLines[KubernetesEvent](k.AuditLog)
+}
+
 // get asks the API server, as its administrator, for path.
 func (k *Kubernetes) get(ctx context.Context, path string) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)

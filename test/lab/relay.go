@@ -94,6 +94,7 @@ type RelayEvent struct {
 	Kind    string    `json:"kind"`
 	Name    string    `json:"name"`
 	Issuer  string    `json:"issuer"`
+	SID     string    `json:"sid"`
 	Cluster string    `json:"cluster"`
 	Edge    string    `json:"edge"`
 	Reason  string    `json:"reason"`
