@@ -94,10 +94,13 @@ func TestStateKeeps(t *testing.T) {
 	if runtime.GOOS == "windows" {
 		return
 	}
-	filepath.WalkDir(s.Dir(), func(path string, d os.DirEntry, err error) error {
+	err = filepath.WalkDir(s.Dir(), func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
 		info, err := d.Info()
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 		want := os.FileMode(0o600)
 		if d.IsDir() {
@@ -108,6 +111,9 @@ func TestStateKeeps(t *testing.T) {
 		}
 		return nil
 	})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 func TestStateRefusesForeignDocuments(t *testing.T) {

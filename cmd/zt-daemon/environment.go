@@ -15,8 +15,9 @@ import (
 
 // environment is everything a command takes from outside its own flags. It is
 // made once in main and handed to every command, so that a test can give a
-// command another world; nothing else in this program reads the process's
-// environment, its standard files or its executable's path.
+// command another world. But for proxies (http.ProxyFromEnvironment) nothing else
+// in this program reads the process's environment, its standard files or its
+// executable's path.
 type environment struct {
 	stdin  io.Reader
 	stdout io.Writer // answers: what a script reads
