@@ -83,7 +83,7 @@ func noLeftovers(t testing.TB, path string) {
 }
 
 func TestKubeconfigMerge(t *testing.T) {
-	for _, name := range []string{"empty", "comment", "commented", "wide", "edited", "keep", "json", "crlf"} {
+	for _, name := range []string{"empty", "comment", "commented", "wide", "edited", "keep", "json", "crlf", "rewritten"} {
 		t.Run(name, func(t *testing.T) {
 			in := readFile(t, "testdata/kubeconfig/"+name+".in.yaml")
 			path := tempKubeconfig(t, in)
