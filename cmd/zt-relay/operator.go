@@ -36,10 +36,18 @@ func (o *operator) addTo(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&o.output, "output", "o", "text", "text or json")
 }
 
+// checkOutput refuses an --output that no command has.
+func checkOutput(output string) error {
+	if output != "text" && output != "json" {
+		return usagef("give --output text or --output json", "--output is %q, want text or json", output)
+	}
+	return nil
+}
+
 // ask sends a request to the running relay and returns the answer's body.
 func (o *operator) ask(ctx context.Context, method, path string, body any) (io.ReadCloser, error) {
-	if o.output != "" && o.output != "text" && o.output != "json" {
-		return nil, usagef("", "--output is %q, want text or json", o.output)
+	if err := checkOutput(o.output); err != nil {
+		return nil, err
 	}
 	socket := socketPath(o.socket, o.stateDir)
 	client := &http.Client{Transport: &http.Transport{
@@ -124,7 +132,7 @@ func statusCommand(env *environment) *cobra.Command {
 			}
 			row("edges", "%d", s.Edges)
 			for _, name := range slices.Sorted(maps.Keys(s.Clusters)) {
-				row("cluster "+printable(name), "%d nodes here", s.Clusters[name])
+				row("cluster "+printable(name), "nodes here: %d", s.Clusters[name])
 			}
 			for _, url := range slices.Sorted(maps.Keys(s.Issuers)) {
 				row("issuer "+printable(url), "%s", s.Issuers[url])
@@ -194,7 +202,7 @@ func revokeCommand(env *environment) *cobra.Command {
 			}
 			if in.key != "" {
 				if err := r.Key.UnmarshalText([]byte(in.key)); err != nil {
-					return usagef("", "--key: %v", err)
+					return usagef("`zt-relay peers -o json` shows login keys", "--key: %v", err)
 				}
 			}
 			if in.before != "" {
@@ -256,6 +264,9 @@ func versionCommand(env *environment) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "version", Short: "Print the version", Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
+			if err := checkOutput(output); err != nil {
+				return err
+			}
 			v := struct {
 				Version  string `json:"version"`
 				Go       string `json:"go"`

@@ -107,9 +107,9 @@ func (o serveOptions) check() error {
 	case ways > 1:
 		return usagef("give --domain, or --tls-cert with --tls-key, or --self-signed", "more than one way to a TLS certificate is given")
 	case (o.certFile == "") != (o.keyFile == ""):
-		return usagef("", "--tls-cert and --tls-key go together")
+		return usagef("zt-relay serve --tls-cert cert.pem --tls-key key.pem", "--tls-cert and --tls-key go together")
 	case o.format != "text" && o.format != "json":
-		return usagef("", "--log-format is %q, want text or json", o.format)
+		return usagef("give --log-format text or --log-format json", "--log-format is %q, want text or json", o.format)
 	}
 	return nil
 }
@@ -173,7 +173,7 @@ func serve(ctx context.Context, env *environment, o serveOptions) error {
 	defer audit.Close()
 	cfg.Audit = audit
 	if cfg.Local, err = relay.ListenLocal(socketPath(o.socket, o.stateDir)); err != nil {
-		return err
+		return &commandError{text: err.Error(), code: exitFailure, hint: "stop the relay that runs there, or choose another place with --state-dir or --socket"}
 	}
 	opened.add(cfg.Local)
 	s, err := relay.New(cfg)
