@@ -46,6 +46,11 @@ type Relay struct {
 	Pins []string `json:"pins,omitempty"`
 }
 
+// Equal reports whether r and o say the same.
+func (r Relay) Equal(o Relay) bool {
+	return r.URL == o.URL && r.Key == o.Key && r.NextKey == o.NextKey && r.UDP == o.UDP && slices.Equal(r.Pins, o.Pins)
+}
+
 // Signer is someone besides the network key who may sign records.
 type Signer struct {
 	Name string           `json:"name"` // a DNS label

@@ -48,6 +48,10 @@ type admission struct {
 	ended   map[key.LoginPublic]time.Time // logouts: when their statements were issued
 }
 
+// maxLaptopEdges bounds one laptop's edges: one for each relay, and those that a
+// new login replaces.
+const maxLaptopEdges = 64
+
 // maxLaptops bounds the table, and with it the device's peers.
 const maxLaptops = 4096
 
@@ -149,6 +153,24 @@ func (a *admission) loggedOut(k key.LoginPublic, issued time.Time) bool {
 	defer a.mu.Unlock()
 	t, ok := a.ended[k]
 	return ok && !issued.After(t)
+}
+
+// holds reports whether a laptop has an edge.
+func (a *admission) holds(k key.WireGuardPublic, edge wire.EdgeID) (held bool) {
+	a.get(k, func(l *admittedLaptop) { _, held = l.edges[edge] })
+	return held
+}
+
+// edgesOf are a laptop's edges by way of one session.
+func (a *admission) edgesOf(k key.WireGuardPublic, s *Session) (edges []wire.EdgeID) {
+	a.get(k, func(l *admittedLaptop) {
+		for id, by := range l.edges {
+			if by == s {
+				edges = append(edges, id)
+			}
+		}
+	})
+	return edges
 }
 
 // keys are the laptops' keys, for a walk that must not hold the lock.

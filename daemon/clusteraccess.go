@@ -252,6 +252,9 @@ func (c *clusterAccess) beginLocked() *edgeAttempt {
 		c.attempt = nil
 		switch {
 		case a.err == nil:
+			if old := c.edge; old != nil && old.Peer == a.edge.Peer { // asked for again after a login
+				c.m.wg.Go(func() { old.session.CloseEdge(c.m.ctx, old.ID, wire.ReasonReplaced) })
+			}
 			c.edge = a.edge
 			c.setStateLocked(ClusterReady, nil)
 		case c.edge == nil:
@@ -391,6 +394,9 @@ func (m *membership) edgeGone(gone Edge, why *RefusedError) {
 	e := c.edge
 	c.mu.Unlock()
 	if e == nil || e.ID != gone.ID {
+		if e == nil || e.Peer != gone.Peer { // flows of before went on to another node until now
+			m.device.RemovePeer(gone.Peer)
+		}
 		return
 	}
 	if why.Reason == wire.ReasonIdle && c.listener.Stats().Open == 0 {

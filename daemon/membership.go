@@ -54,7 +54,8 @@ type membership struct {
 	ctx context.Context // from start to the laptop's end
 	wg  *sync.WaitGroup
 
-	documentsMu sync.Mutex // held while documents are taken
+	documentsMu sync.Mutex // held while documents are taken; guards floors
+	floors      map[string]recordFloor
 
 	mu        sync.Mutex // guards below
 	head      *auth.Head // nil before the first login
@@ -68,6 +69,21 @@ type membership struct {
 	synced    chan struct{} // closed when documents were taken after the last login
 }
 
+// recordFloor is the newest record of a cluster that was seen, removed ones and
+// those whose signer has ended included: nothing older is taken.
+type recordFloor struct {
+	record  *auth.Record // nil: one that does not verify now
+	version uint64
+}
+
+// check says why r may not be taken; auth.ErrSame if it is held.
+func (f recordFloor) check(r *auth.Record) error {
+	if f.record == nil && r.Version < f.version {
+		return &auth.RollbackError{Document: "record " + r.Name, Got: r.Version, Had: f.version}
+	}
+	return r.Supersedes(f.record)
+}
+
 type memberSession struct {
 	*Session
 	relay auth.Relay
@@ -79,7 +95,7 @@ type memberSession struct {
 func newMembership(l *Laptop, state *NetworkState) (*membership, error) {
 	m := &membership{
 		laptop: l, log: l.log.With("network", state.ID().String()), id: state.ID(), state: state, key: key.NewWireGuard(),
-		clusters: make(map[string]*clusterAccess), faults: make(map[string]error), synced: make(chan struct{}),
+		clusters: make(map[string]*clusterAccess), faults: make(map[string]error), floors: make(map[string]recordFloor), synced: make(chan struct{}),
 	}
 	m.api.init(m)
 	var err error
@@ -176,6 +192,9 @@ func (m *membership) loadRecords() ([]*auth.Record, error) {
 		r, err := auth.ParseRecord(raw, m.head, wallClock())
 		if err != nil {
 			m.log.Warn("record kept here does not verify any more", "cluster", name, "err", err)
+			if peeked, version, err := auth.PeekRecord(raw); err == nil && peeked == name {
+				m.floors[name] = recordFloor{version: version}
+			}
 			continue
 		}
 		records = append(records, r)
@@ -190,7 +209,7 @@ func (m *membership) takeRelays() {
 	defer m.mu.Unlock()
 	m.sessions = slices.DeleteFunc(m.sessions, func(s *memberSession) bool {
 		now, ok := m.head.Relay(s.relay.URL)
-		gone := !ok || now.Key != s.relay.Key || now.NextKey != s.relay.NextKey || now.UDP != s.relay.UDP || !slices.Equal(now.Pins, s.relay.Pins)
+		gone := !ok || !now.Equal(s.relay)
 		if gone {
 			s.stop()
 		}
@@ -322,9 +341,21 @@ func (m *membership) busy() bool {
 
 // fetchDocuments takes what a relay has that is newer, and proves itself.
 func (m *membership) fetchDocuments(ctx context.Context, s *Session) {
+	m.mu.Lock()
+	synced := m.synced // a login after this waits for what its own proof brings
+	m.mu.Unlock()
 	raw, records, err := s.Documents(ctx)
 	if err == nil {
 		err = m.takeDocuments(raw, records)
+	}
+	if err == nil {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		select {
+		case <-synced:
+		default:
+			close(synced)
+		}
 	}
 	if err != nil && ctx.Err() == nil {
 		m.log.Warn("documents not taken", "relay", s.cfg.Relay.URL, "err", err)
@@ -354,13 +385,6 @@ func (m *membership) takeDocuments(rawHead []byte, rawRecords [][]byte) error {
 	}
 	m.takeRecords(records)
 	m.takeRelays()
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	select {
-	case <-m.synced:
-	default:
-		close(m.synced)
-	}
 	return nil
 }
 
@@ -402,20 +426,22 @@ func (m *membership) takeHeadLocked(h *auth.Head) error {
 func (m *membership) takeRecords(records []*auth.Record) {
 	for _, r := range records {
 		c := m.cluster(r.Name)
-		if c != nil {
-			err := r.Supersedes(c.current())
-			if errors.Is(err, auth.ErrSame) {
-				continue
-			} else if err != nil {
-				m.log.Warn("record not taken", "cluster", r.Name, "err", err)
+		err := m.floors[r.Name].check(r)
+		same := errors.Is(err, auth.ErrSame)
+		if same && c != nil {
+			continue
+		} else if err != nil && !same {
+			m.log.Warn("record not taken", "cluster", r.Name, "err", err)
+			m.warn(err)
+			continue
+		}
+		if !same {
+			if err := m.state.KeepRecord(r); err != nil {
+				m.log.Error("record not kept", "cluster", r.Name, "err", err)
 				m.warn(err)
 				continue
 			}
-		}
-		if err := m.state.KeepRecord(r); err != nil {
-			m.log.Error("record not kept", "cluster", r.Name, "err", err)
-			m.warn(err)
-			continue
+			m.floors[r.Name] = recordFloor{record: r, version: r.Version}
 		}
 		switch {
 		case c != nil:
@@ -482,7 +508,7 @@ func (m *membership) logout(ctx context.Context) error {
 	m.mu.Lock()
 	if m.grant == nil {
 		m.mu.Unlock()
-		return m.state.RemoveGrant()
+		return errors.Join(m.api.forget(), m.state.RemoveGrant())
 	}
 	m.signLocked(wallClock().Add(m.offset), true)
 	end := m.statement.Append(nil)

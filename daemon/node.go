@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +32,8 @@ const (
 	edgeIdle = 10 * time.Minute
 	// nodeGrantLife is how long a node's proof is good; the most that is allowed.
 	nodeGrantLife = time.Hour
+	// maxOffers bounds the offers that are judged at once, each with a goroutine.
+	maxOffers = 64
 	// verifyTimeout ends the verification of one offer, fetching keys included.
 	verifyTimeout = 8 * time.Second
 )
@@ -60,6 +63,7 @@ type Node struct {
 	metrics   *nodeMetrics
 	flows     sync.WaitGroup
 	offers    sync.WaitGroup
+	judging   chan struct{} // a slot for each offer being judged
 
 	// install is held while the device's peers and the admission table change
 	// together.
@@ -82,7 +86,7 @@ func NewNode(cfg NodeConfig) (*Node, error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Log, files: files,
 		key: key.NewWireGuard(), admission: newAdmission(),
-		heads: make(chan *auth.Head, 1), head: files.head,
+		heads: make(chan *auth.Head, 1), head: files.head, judging: make(chan struct{}, maxOffers),
 	}
 	n.addr = files.settings.Network.NodeAddr(n.key.Public())
 	n.audit = newAuditLog(cfg.Audit, AuditEvent{Cluster: files.settings.Cluster, Node: n.addr.String()}, n.log)
@@ -128,6 +132,7 @@ func (n *Node) Run(ctx context.Context) error {
 	err = g.Wait()
 	n.offers.Wait()
 	n.cutAll() // what was admitted meanwhile
+	n.offers.Wait()
 	return err
 }
 
@@ -138,7 +143,12 @@ func (n *Node) runSessions(ctx context.Context) error {
 		return err
 	}
 	n.heads <- head
-	running := make(map[string]context.CancelFunc) // by relay URL
+	type run struct {
+		relay auth.Relay
+		stop  context.CancelFunc
+		done  chan struct{}
+	}
+	running := make(map[string]run) // by relay URL
 	var g sync.WaitGroup
 	defer g.Wait()
 	for {
@@ -151,15 +161,16 @@ func (n *Node) runSessions(ctx context.Context) error {
 			}
 			n.head = head
 		}
-		for url, stop := range running {
-			if _, ok := n.head.Relay(url); !ok {
-				n.log.Info("relay left the network", "relay", url)
-				stop()
+		for url, old := range running {
+			if now, ok := n.head.Relay(url); !ok || !now.Equal(old.relay) {
+				n.log.Info("relay left the network, or is described anew", "relay", url)
+				old.stop()
+				<-old.done
 				delete(running, url)
 			}
 		}
 		for _, r := range n.head.Relays {
-			if running[r.URL] != nil {
+			if _, ok := running[r.URL]; ok {
 				continue
 			}
 			s, err := n.newSession(r)
@@ -168,8 +179,13 @@ func (n *Node) runSessions(ctx context.Context) error {
 				continue
 			}
 			ctx, stop := context.WithCancel(ctx)
-			running[r.URL] = stop
-			g.Go(func() { s.Run(ctx) }) // its only error is a refusal, which is tried again here
+			done := make(chan struct{})
+			running[r.URL] = run{r, stop, done}
+			g.Go(func() {
+				defer close(done)
+				s.Run(ctx) // its only error is a refusal, which is tried again here
+				n.sessionGone(s)
+			})
 			g.Go(func() { n.renewGrant(ctx, s) })
 		}
 	}
@@ -276,10 +292,14 @@ func (n *Node) policyChanged(broken error) {
 		n.metrics.policyBroken.Set(1)
 	}
 	n.audit.write(e)
-	if broken == nil {
-		for _, k := range n.admission.keys() {
-			n.review(k, true)
-		}
+	if broken != nil {
+		return
+	}
+	n.install.Lock() // whom the policy before has just admitted is among the keys
+	keys := n.admission.keys()
+	n.install.Unlock()
+	for _, k := range keys {
+		n.review(k, true)
 	}
 }
 
@@ -323,6 +343,9 @@ func (n *Node) decide(id *auth.Identity, now time.Time) (auth.Decision, *auth.Re
 		return auth.Decision{}, refused
 	}
 	d := state.policy.Decide(id, now)
+	if d.Refusal == nil && !slices.Contains(d.Ports, apiServerPort) {
+		return d, &auth.RefusedError{Reason: auth.ReasonPolicy, Detail: fmt.Sprintf("no rule opens port %d to %s now", apiServerPort, id)}
+	}
 	return d, d.Refusal
 }
 
@@ -336,11 +359,12 @@ func (n *Node) cutLocked(k key.WireGuardPublic, reason, detail string) {
 	for f := range l.flows {
 		f.abort()
 	}
-	n.device.RemovePeer(k) // lets the resets out first
 	for edge, s := range l.edges {
 		n.audit.write(AuditEvent{Event: "edge_ended", Reason: reason, Detail: detail, Rule: l.decision.Rule}.who(l.identity).on(edge))
-		s.CloseEdge(context.Background(), edge, reason) // bounded by the session's write timeout
+		// A relay that does not read must not hold up the others' cuts.
+		n.offers.Go(func() { s.CloseEdge(context.Background(), edge, reason) })
 	}
+	n.device.RemovePeer(k) // lets the resets out first
 	n.metrics.cut.WithLabelValues(reason).Inc()
 	n.log.Info("laptop cut", "peer", k, "subject", l.identity, "reason", reason)
 }

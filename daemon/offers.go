@@ -20,7 +20,19 @@ func (n *Node) newSession(r auth.Relay) (*Session, error) {
 		Proof: func(context.Context) (wire.GrantKind, []byte, error) { return wire.GrantNode, n.newNodeGrant(), nil },
 		Busy:  n.admission.busy,
 		Handler: Handler{
-			EdgeOffer: func(ctx context.Context, o EdgeOffer) { n.offers.Go(func() { n.answer(ctx, s, o) }) },
+			EdgeOffer: func(ctx context.Context, o EdgeOffer) {
+				select {
+				case n.judging <- struct{}{}:
+				default:
+					n.metrics.offers.WithLabelValues(string(auth.ReasonBusy)).Inc()
+					s.RefuseOffer(ctx, o, string(auth.ReasonBusy), "the node judges as many offers as it can", "") // the laptop's wait ends it otherwise
+					return
+				}
+				n.offers.Go(func() {
+					defer func() { <-n.judging }()
+					n.answer(ctx, s, o)
+				})
+			},
 			EdgeRefused: func(_ context.Context, e Edge, err *RefusedError) {
 				n.edgeGone(e, err.Reason, err.Detail)
 			},
@@ -43,6 +55,8 @@ func (n *Node) answer(ctx context.Context, s *Session, o EdgeOffer) {
 		if err := s.AnswerOffer(ctx, o, id.WireGuardKey, answer); err != nil {
 			n.log.Info("edge answer not sent", "edge", o.ID, "err", err)
 			n.edgeGone(Edge{ID: o.ID, Peer: id.WireGuardKey}, wire.ReasonTimeout, "")
+		} else if !n.admission.holds(id.WireGuardKey, o.ID) { // cut before it was answered
+			s.CloseEdge(ctx, o.ID, wire.ReasonEnded)
 		}
 		return
 	}
@@ -107,10 +121,17 @@ func (n *Node) admit(ctx context.Context, s *Session, offer EdgeOffer) (answer [
 		if err != nil && !older {
 			return nil, id, err
 		}
-		n.admission.get(id.WireGuardKey, func(was *admittedLaptop) {
-			if older {
-				l.grant, l.identity = was.grant, was.identity
+		if older { // what is decided is of the newer login
+			l.grant, l.identity = p.laptop.grant, p.laptop.identity
+			if l.decision, refused = n.decide(l.identity, now); refused != nil {
+				n.cutLocked(id.WireGuardKey, string(refused.Reason), refused.Detail)
+				return nil, id, refused
 			}
+		}
+		if len(p.laptop.edges) >= maxLaptopEdges {
+			return nil, id, &auth.RefusedError{Reason: auth.ReasonBusy, Detail: "this laptop has as many edges to the node as it may"}
+		}
+		n.admission.get(id.WireGuardKey, func(was *admittedLaptop) {
 			l.ciphertext, l.flows = was.ciphertext, was.flows
 			maps.Copy(l.edges, was.edges)
 		})
@@ -139,16 +160,16 @@ func (n *Node) admit(ctx context.Context, s *Session, offer EdgeOffer) (answer [
 // replaceLocked removes what a new peer takes the place of: the older WireGuard
 // key of the login, or the same key with another encapsulation key.
 func (n *Node) replaceLocked(id *auth.Identity, p prior) error {
-	if p.replaces.IsZero() {
-		n.cutLocked(id.WireGuardKey, string(auth.ReasonReplaced), "")
-		return nil
+	old := p.replaces
+	if old.IsZero() {
+		old = id.WireGuardKey
 	}
 	var err error
-	n.admission.get(p.replaces, func(was *admittedLaptop) { err = id.Supersedes(was.identity) })
+	n.admission.get(old, func(was *admittedLaptop) { err = id.Supersedes(was.identity) })
 	if err != nil {
 		return err
 	}
-	n.cutLocked(p.replaces, string(auth.ReasonReplaced), "a newer start of the same laptop")
+	n.cutLocked(old, string(auth.ReasonReplaced), "a newer login or start of the same laptop")
 	return nil
 }
 
@@ -181,6 +202,15 @@ func (n *Node) renew(peer key.WireGuardPublic, body []byte) {
 		return
 	}
 	n.admission.get(peer, func(l *admittedLaptop) { l.identity, l.grant.Statement = next, statement })
+}
+
+// sessionGone drops the edges of a session that has ended for good.
+func (n *Node) sessionGone(s *Session) {
+	for _, k := range n.admission.keys() {
+		for _, id := range n.admission.edgesOf(k, s) {
+			n.edgeGone(Edge{ID: id, Peer: k}, wire.ReasonEnded, "the relay left the network")
+		}
+	}
 }
 
 // edgeGone drops one edge; the laptop goes with its last one.

@@ -92,6 +92,7 @@ type Session struct {
 	conn   *control      // nil: down
 	path   *binder       // of conn
 	change chan struct{} // closed at the next change of conn or state.Err
+	proofs uint64        // how often a new proof was asked for
 }
 
 // SessionStatus is for people.
@@ -238,6 +239,9 @@ func (s *Session) connect(ctx context.Context) (err error) {
 		}
 		s.cfg.Transport.metrics.attempts.WithLabelValues(result).Inc()
 	}()
+	s.mu.Lock()
+	proofs := s.proofs
+	s.mu.Unlock()
 	kind, body, err := s.cfg.Proof(ctx)
 	if err != nil {
 		return &proofError{err}
@@ -263,7 +267,7 @@ func (s *Session) connect(ctx context.Context) (err error) {
 		defer close(events) // the reader is the only sender
 		readErr = c.read(ctx, func(number uint32, m wire.Message) error { return s.receive(ctx, c, number, m, events) })
 	})
-	serveErr := s.serve(ctx, attempt, c, kind, body, events)
+	serveErr := s.serve(ctx, attempt, c, wire.Grant{Kind: kind, Body: body}, proofs, events)
 	cancel()
 	for event := range events { // what was received still counts: a revocation, for one
 		event()
@@ -280,8 +284,8 @@ func (s *Session) connect(ctx context.Context) (err error) {
 
 // serve has the relay admit the connection, within attempt, puts it to use, and
 // hands out events until there are no more or the relay is lost.
-func (s *Session) serve(ctx, attempt context.Context, c *control, kind wire.GrantKind, body []byte, events <-chan func()) error {
-	answer, err := c.request(attempt, &wire.Grant{Kind: kind, Body: body})
+func (s *Session) serve(ctx, attempt context.Context, c *control, grant wire.Grant, proofs uint64, events <-chan func()) error {
+	answer, err := c.request(attempt, &grant)
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		err = &UnreachableError{Relay: s.cfg.Relay.URL, Err: fmt.Errorf("no admission within %v", attemptTimeout)}
 	}
@@ -295,7 +299,10 @@ func (s *Session) serve(ctx, attempt context.Context, c *control, kind wire.Gran
 	a := admitted(m)
 	path := s.newPath(ctx, c)
 	edges := s.edges.all() // before requests make new ones
-	s.up(c, path, a)
+	if !s.up(c, path, a, proofs) {
+		s.Retry()
+		return errors.New("another proof is there by now")
+	}
 	for _, e := range edges {
 		if _, err := c.send(ctx, &wire.EdgeHold{Edge: e.ID, Peer: e.Peer, Cluster: e.Cluster}, nil); err != nil {
 			return dialError(ctx, s.cfg.Relay.URL, err)
@@ -350,15 +357,19 @@ func (s *Session) newPath(ctx context.Context, c *control) *binder {
 	}
 }
 
-// up makes c the connection that requests use.
-func (s *Session) up(c *control, path *binder, a Admitted) {
+// up makes c the connection that requests use; false if Reconnect has asked for
+// another proof meanwhile.
+func (s *Session) up(c *control, path *binder, a Admitted, proofs uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.proofs != proofs {
+		return false
+	}
 	s.link.setUp(true)
 	select {
 	case <-s.retry: // what was asked for is here
 	default:
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.conn, s.path = c, path
 	s.state.Up, s.state.Since, s.state.Err = true, time.Now(), nil
 	s.state.Lease, s.state.Addr = a.Expires, a.Addr
@@ -369,6 +380,7 @@ func (s *Session) up(c *control, path *binder, a Admitted) {
 	}
 	s.changedLocked()
 	s.log.Info("session up", "overlay_addr", a.Addr, "lease_expires", a.Expires)
+	return true
 }
 
 // down takes the connection away. The channels stay: a relay may still forward,
@@ -480,6 +492,7 @@ func (s *Session) Status() SessionStatus {
 func (s *Session) Reconnect() {
 	s.mu.Lock()
 	c := s.conn
+	s.proofs++
 	s.state.Err = nil // what the old proof came to says nothing of the new one
 	s.changedLocked()
 	s.mu.Unlock()

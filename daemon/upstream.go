@@ -69,19 +69,21 @@ func (n *Node) serveFlow(ctx context.Context, c *netstack.Conn) {
 	dialer := net.Dialer{Timeout: upstreamTimeout}
 	upstream, err := dialer.DialContext(ctx, "tcp", n.files.settings.Upstream)
 	if err == nil {
+		if !f.attach(upstream) { // cut meanwhile
+			return
+		}
 		_, err = upstream.Write(first[:size])
 	}
 	if err != nil {
+		f.abort()
 		n.log.Warn("API server is unreachable", "endpoint", n.files.settings.Upstream, "err", err)
 		refuse("upstream_unreachable")
 		return
 	}
 	line.Event = "flow_began"
 	n.audit.write(line)
-	if f.attach(upstream) {
-		f.received.Add(uint64(size))
-		f.splice(c)
-	}
+	f.received.Add(uint64(size))
+	f.splice(c)
 	line.Event = "flow_ended"
 	line.In, line.Out = int64(f.received.Load()), int64(f.sent.Load())
 	line.Seconds = time.Since(f.since).Seconds()

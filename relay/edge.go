@@ -50,6 +50,7 @@ type edge struct {
 	tried    []key.WireGuardPublic
 	declined *auth.RefusedError // by the node asked last; nil: none did
 	told     time.Time          // when the statement was issued that node knows
+	granted  time.Time          // when the ID token was issued that node knows
 
 	who      Event     // the laptop's part of audit lines; zero until the laptop was seen
 	login    *revokee  // whose it is; nil until the laptop was seen
@@ -146,15 +147,20 @@ func (h *hub) offerLocked(e *edge) {
 	e.tried = append(e.tried, n.key)
 	n.edges[e.id] = e
 	e.told = laptop.grant.Statement.Issued
+	e.granted = laptop.identity.IssuedAt
 	e.offer = n.send(&wire.EdgeOffer{Edge: e.id, Grant: laptop.grant.Append(nil)})
 }
 
-// chooseLocked picks a node which was not asked yet: one that the laptop has no
-// edge with, if there is one, and of those the one with the fewest edges.
+// chooseLocked picks a node which was not asked yet: one that knows an older
+// login of the laptop, whose flows there are to go on; else one that the laptop
+// has no edge with, and of those the one with the fewest edges.
 func (h *hub) chooseLocked(e *edge) *session {
 	has := map[*session]int{}
 	for _, other := range e.laptop.session.edges {
 		has[other.node.session] = 1
+		if other != e && other.cluster == e.cluster && other.granted.Before(e.laptop.session.identity.IssuedAt) {
+			has[other.node.session] = -1
+		}
 	}
 	candidates := slices.Clone(h.nodes[e.cluster])
 	slices.SortStableFunc(candidates, func(a, b *session) int {

@@ -31,6 +31,7 @@ type hub struct {
 	audit     *audit
 	log       *slog.Logger
 	now       func() time.Time
+	began     time.Time // now, when the hub was made
 
 	mu       sync.Mutex // guards what follows, and the lease of every session
 	sessions map[key.WireGuardPublic]*session
@@ -48,7 +49,7 @@ type person struct{ issuer, subject string }
 
 func newHub(f *forwarder, log *slog.Logger, now func() time.Time) *hub {
 	return &hub{
-		forwarder: f, log: log, now: now,
+		forwarder: f, log: log, now: now, began: now(),
 		sessions: map[key.WireGuardPublic]*session{}, logins: map[key.LoginPublic]*session{},
 		people: map[person]int{}, nodes: map[string][]*session{},
 		edges: map[wire.EdgeID]*edge{}, waiting: map[wire.EdgeID]*edge{}, kinds: map[string]int{},

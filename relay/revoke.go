@@ -48,7 +48,12 @@ func revokeeOf(id *auth.Identity) *revokee {
 }
 
 func (r Revocation) matches(who *revokee) bool {
-	if who == nil || who.login.After(r.Before) {
+	return r.names(who) && !who.login.After(r.Before)
+}
+
+// names reports whether r means that person or key, whenever they logged in.
+func (r Revocation) names(who *revokee) bool {
+	if who == nil {
 		return false
 	}
 	if !r.Key.IsZero() {
@@ -67,15 +72,36 @@ func (h *hub) refusedByRevocationLocked(id *auth.Identity) *auth.RefusedError {
 	return nil
 }
 
+// pruneRevocationsLocked forgets what no grant can outlive, unless the wall clock
+// has left the monotonic one: a leap must not forget them for when it leaps back.
 func (h *hub) pruneRevocationsLocked(now time.Time) {
+	if leap := now.Round(0).Sub(h.began.Round(0)) - now.Sub(h.began); leap.Abs() > time.Minute {
+		return
+	}
 	h.revoked = slices.DeleteFunc(h.revoked, func(r Revocation) bool { return !now.Before(r.Until) })
 }
 
 // revoke cuts who matches r and refuses them from now on. It returns how many
 // sessions and edges were cut, and the revocations to store.
-func (h *hub) revoke(r Revocation) (sessions, edges int, all []Revocation) {
+//
+// now says that r means every login there is: one whose issuer's clock is ahead
+// of this relay's too.
+func (h *hub) revoke(r Revocation, now bool) (sessions, edges int, all []Revocation) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if now {
+		for _, s := range h.snapshotLocked() {
+			if who := revokeeOf(s.identity); r.names(who) && who.login.After(r.Before) {
+				r.Before = who.login
+			}
+		}
+		for _, e := range h.edges {
+			if r.names(e.login) && e.login.login.After(r.Before) {
+				r.Before = e.login.login
+			}
+		}
+	}
+	r.Until = r.Before.Add(auth.MaxGrantAge + time.Minute) // a minute: clocks
 	h.revoked = append(h.revoked, r)
 	why := &auth.RefusedError{Reason: auth.ReasonRevoked}
 	for _, s := range h.snapshotLocked() {
@@ -99,6 +125,7 @@ func (h *hub) revoke(r Revocation) (sessions, edges int, all []Revocation) {
 // *StateError means that they are cut, but that a restart would forget it.
 func (s *Server) Revoke(r Revocation) (sessions, edges int, err error) {
 	now := s.now()
+	every := r.Before.IsZero()
 	switch {
 	case r.Key.IsZero() && (r.Issuer == "" || r.UID == ""):
 		return 0, 0, &RevocationError{"neither a person (issuer and uid) nor a login key is named"}
@@ -110,13 +137,12 @@ func (s *Server) Revoke(r Revocation) (sessions, edges int, err error) {
 		r.Before = now
 	}
 	r.Before = r.Before.UTC()
-	r.Until = r.Before.Add(auth.MaxGrantAge + time.Minute) // a minute: clocks
-	if !now.Before(r.Until) {
+	if !now.Before(r.Before.Add(auth.MaxGrantAge)) {
 		return 0, 0, &RevocationError{fmt.Sprintf("logins of before %s are all over by now: a grant lives at most %s", r.Before.Format(time.RFC3339), auth.MaxGrantAge)}
 	}
 	s.revocationMu.Lock()
 	defer s.revocationMu.Unlock()
-	sessions, edges, all := s.hub.revoke(r)
+	sessions, edges, all := s.hub.revoke(r, every)
 	s.audit.write(Event{Time: now, Event: EventRevoke, Issuer: r.Issuer, UID: r.UID, LoginKey: r.Key,
 		Detail: fmt.Sprintf("logins up to %s: %d sessions, %d edges cut", r.Before.Format(time.RFC3339), sessions, edges)})
 	s.log.Info("revoked", "issuer", r.Issuer, "uid", r.UID, "login_key", r.Key, "before", r.Before, "sessions", sessions, "edges", edges)

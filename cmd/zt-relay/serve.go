@@ -96,7 +96,7 @@ func socketPath(socket, stateDir string) string {
 
 func (o serveOptions) check() error {
 	ways := 0
-	for _, on := range []bool{o.domain != "" && o.certFile == "" && len(o.selfSigned) == 0, o.certFile != "" || o.keyFile != "", len(o.selfSigned) > 0} {
+	for _, on := range []bool{o.domain != "", o.certFile != "" || o.keyFile != "", len(o.selfSigned) > 0} {
 		if on {
 			ways++
 		}
