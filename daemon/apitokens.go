@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -27,6 +28,11 @@ type apiTokens struct {
 }
 
 type apiEntry struct {
+	issuer auth.Issuer
+
+	storeMu sync.Mutex // held while the kept secret is written or deleted; guards gone
+	gone    bool       // logged out: nothing is kept any more
+
 	mu     sync.Mutex  // held over a refresh: one at a time
 	loaded bool        // the kept secret was looked for
 	tokens auth.Tokens // zero: none, a person must log in
@@ -39,7 +45,7 @@ func (a *apiTokens) entry(i auth.Issuer) *apiEntry {
 	defer a.mu.Unlock()
 	k := apiClient{i.URL, i.ClientID}
 	if a.entries[k] == nil {
-		a.entries[k] = &apiEntry{}
+		a.entries[k] = &apiEntry{issuer: i}
 	}
 	return a.entries[k]
 }
@@ -64,6 +70,11 @@ func (a *apiTokens) keep(i auth.Issuer, t auth.Tokens) error {
 
 func (a *apiTokens) keepLocked(e *apiEntry, i auth.Issuer, t auth.Tokens) error {
 	e.tokens, e.loaded = t, true
+	e.storeMu.Lock()
+	defer e.storeMu.Unlock()
+	if e.gone {
+		return nil
+	}
 	if t.RefreshToken.IsZero() {
 		return a.m.laptop.cfg.Secrets.Delete(a.secretName(i))
 	}
@@ -110,7 +121,9 @@ func (a *apiTokens) get(ctx context.Context, i auth.Issuer) (auth.Tokens, error)
 	if e.tokens.RefreshToken.IsZero() {
 		return auth.Tokens{}, NewLocalError(KindExpired, "run `zt-daemon login`, then try again", "there is no login for the API server at %s", i.URL)
 	}
-	t, err := auth.Refresh(ctx, auth.LoginConfig{Issuer: i, HTTP: a.m.laptop.cfg.HTTP.issuerClient(), Log: a.m.log}, e.tokens)
+	// The issuer may have rotated the refresh token when the person presses Ctrl-C:
+	// its answer is still taken. It ends within some 20 s by itself.
+	t, err := auth.Refresh(context.WithoutCancel(ctx), auth.LoginConfig{Issuer: i, HTTP: a.m.laptop.cfg.HTTP.issuerClient(), Log: a.m.log}, e.tokens)
 	switch {
 	case errors.Is(err, auth.ErrLoginExpired): // the next asks the issuer no more
 		e.tokens = auth.Tokens{}
@@ -124,21 +137,27 @@ func (a *apiTokens) get(ctx context.Context, i auth.Issuer) (auth.Tokens, error)
 	return t, nil
 }
 
-// forget drops every token, kept ones included.
+// forget drops every token, kept ones included. A refresh that is under way keeps
+// nothing afterwards.
 func (a *apiTokens) forget() error {
-	var errs []error
-	issuers := make(map[apiClient]auth.Issuer)
-	for _, c := range a.m.accesses() {
+	a.mu.Lock()
+	entries := maps.Clone(a.entries)
+	clear(a.entries)
+	a.mu.Unlock()
+	for _, c := range a.m.accesses() { // kept by an earlier start, and not used since
 		if i := c.current().Issuer; i != nil {
-			issuers[apiClient{i.URL, i.ClientID}] = *i
+			if k := (apiClient{i.URL, i.ClientID}); entries[k] == nil {
+				entries[k] = &apiEntry{issuer: *i}
+			}
 		}
 	}
-	for _, i := range issuers {
-		errs = append(errs, a.m.laptop.cfg.Secrets.Delete(a.secretName(i)))
+	var errs []error
+	for _, e := range entries {
+		e.storeMu.Lock()
+		e.gone = true
+		errs = append(errs, a.m.laptop.cfg.Secrets.Delete(a.secretName(e.issuer)))
+		e.storeMu.Unlock()
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	clear(a.entries)
 	return errors.Join(errs...)
 }
 

@@ -457,6 +457,20 @@ func TestOverlay(t *testing.T) {
 		}
 	})
 
+	t.Run("a port that the policy closes cuts the stream", func(t *testing.T) {
+		ended := alice.watch()
+		o.policy("groups: [developers], ports: [8443]")
+		o.within(10*time.Second, "port", ended)
+		o.policy("groups: [developers]")
+		for end := time.Now().Add(40 * time.Second); ; time.Sleep(500 * time.Millisecond) {
+			if got, err := alice.get(); err == nil && got != "" {
+				break
+			} else if time.Now().After(end) {
+				t.Fatalf("not admitted again: %v", err)
+			}
+		}
+	})
+
 	t.Run("a daemon that starts again needs no login", func(t *testing.T) {
 		alice.stop()
 		alice = o.laptop(alice.dir)
