@@ -51,7 +51,10 @@ type spareStream struct {
 
 // spareLife is how long a spare stream waits for kubectl. The node dials the API
 // server only when the first byte comes, so that an unused one costs it nothing.
-const spareLife = 10 * time.Second
+const spareLife = 30 * time.Second
+
+// spareDelay is how long after a stream was taken the next is opened.
+const spareDelay = 250 * time.Millisecond
 
 // laptopEdge is an edge whose node is installed as a peer. It does not change.
 type laptopEdge struct {
@@ -134,10 +137,21 @@ func (c *clusterAccess) take(r *auth.Record) {
 
 // dial opens a stream to the cluster's API server, or takes the spare one.
 func (c *clusterAccess) dial(ctx context.Context) (*netstack.Conn, error) {
-	if conn := c.takeSpare(); conn != nil {
-		return conn, nil
+	conn := c.takeSpare()
+	if conn == nil {
+		var err error
+		if conn, err = c.open(ctx); err != nil {
+			return nil, err
+		}
 	}
-	return c.open(ctx)
+	c.m.wg.Go(func() { // another, once this one's handshake is through
+		select {
+		case <-c.m.ctx.Done():
+		case <-time.After(spareDelay):
+			c.prepare()
+		}
+	})
+	return conn, nil
 }
 
 // takeSpare returns the spare stream, if there is one; it is the caller's.
