@@ -193,7 +193,8 @@ func TestListenerCarriesResets(t *testing.T) {
 		far1, far2 := receive(t, u.conns, "a dial"), receive(t, u.conns, "a dial")
 		defer far1.Close()
 		defer far2.Close()
-		eventually(t, "both flows are open", func() bool { return l.Stats().Open == 2 })
+		passByte(t, c, far1, far2)
+		passByte(t, d, far1, far2)
 		if n := l.CutAll(); n != 2 {
 			t.Errorf("cut %d flows, want 2", n)
 		}
@@ -208,12 +209,33 @@ func TestListenerCarriesResets(t *testing.T) {
 	})
 }
 
+// passByte sends a byte that must come out at one of the far ends: then the flow
+// is spliced, and not about to be.
+func passByte(t *testing.T, from *net.TCPConn, far ...*net.TCPConn) {
+	t.Helper()
+	if _, err := from.Write([]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a byte passes", func() bool {
+		for _, f := range far {
+			f.SetReadDeadline(time.Now().Add(5 * time.Millisecond))
+			n, _ := f.Read(make([]byte, 1))
+			f.SetReadDeadline(time.Time{})
+			if n == 1 {
+				return true
+			}
+		}
+		return false
+	})
+}
+
 func TestListenerCutsEverythingWhenItEnds(t *testing.T) {
 	u := newUpstream(t)
 	_, addr, stop := runListener(t, ListenerConfig{Dial: u.dial})
 	c := dialLoopback(t, addr)
 	far := receive(t, u.conns, "a dial")
 	defer far.Close()
+	passByte(t, c, far)
 	far.SetDeadline(time.Now().Add(10 * time.Second))
 	stop()
 	wantReset(t, c)

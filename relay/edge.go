@@ -323,15 +323,16 @@ func (h *hub) close(s *session, m *wire.EdgeClose) {
 		return
 	}
 	reason := h.metrics.label(m.Reason)
-	if o := e.other(s).session; o != nil {
-		if e.state == edgeOffered && s == e.node.session {
-			h.failLocked(e, refused(reason, "the node withdrew", ""))
-			return
-		}
-		o.send(&wire.EdgeClosed{Edge: e.id, Reason: m.Reason})
+	o := e.other(s).session
+	if o != nil && e.state == edgeOffered && s == e.node.session {
+		h.failLocked(e, refused(reason, "the node withdrew", ""))
+		return
 	}
 	h.closedLocked(e, reason, "")
 	h.forgetLocked(e)
+	if o != nil { // when it is told, no packet passes any more
+		o.send(&wire.EdgeClosed{Edge: e.id, Reason: m.Reason})
+	}
 }
 
 // refuseLocked ends an edge for good on both sides.
