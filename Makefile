@@ -13,6 +13,7 @@ test: ## vet, and every test that needs no root, network or Kubernetes, with the
 	@sh test/tools.sh go git make gcc
 	$(GO) vet ./... && $(GO) vet -tags e2e ./test
 	$(GO) test -race -json ./... | $(GO) run ./test/report
+	$(GO) test -run Allocate ./daemon # the race detector allocates by itself
 
 lint: ## vet, staticcheck, gofmt
 	$(GO) vet ./... && $(GO) vet -tags e2e ./test && $(GO) tool staticcheck -tags e2e ./...

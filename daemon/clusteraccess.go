@@ -199,6 +199,8 @@ func (c *clusterAccess) prepare() {
 	c.spare = s
 }
 
+// open opens a stream, over an edge that it gets first if there is none. A node
+// that does not answer costs its edge, and another is tried once.
 func (c *clusterAccess) open(ctx context.Context) (*netstack.Conn, error) {
 	for last := false; ; last = true {
 		e, err := c.ensure(ctx)

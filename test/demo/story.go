@@ -236,7 +236,6 @@ func (s *story) bobComes(ctx context.Context) error {
 
 // invite says what to try while everything runs.
 func (s *story) invite() {
-	zt := filepath.Join(s.Bin, "zt-daemon")
 	env := func(p *lab.Laptop) string {
 		return fmt.Sprintf("export HOME=%s XDG_RUNTIME_DIR=%s KUBECONFIG=%s PATH=%s:$PATH", p.Home, filepath.Join(p.Home, "run"), p.Kubeconfig, s.Bin)
 	}
@@ -260,7 +259,4 @@ The relay's side:
   %s audit -f --state-dir %s
 `, env(s.alice), s.KubeContext(), s.KubeContext(), s.Node.PolicyFile, s.Node.PolicyFile,
 		filepath.Join(s.Bin, "zt-relay"), s.Relay.Dir, filepath.Join(s.Bin, "zt-relay"), s.Relay.Dir)
-	if _, err := os.Stat(zt); err != nil {
-		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
-	}
 }
