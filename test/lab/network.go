@@ -22,3 +22,20 @@ const (
 	LaptopHost  = "192.168.1.2"
 	ClusterHost = "10.20.0.2"
 )
+
+// Bridge is three machines on one Ethernet segment, in network namespaces: for
+// measuring, with nothing between them that costs anything.
+type Bridge struct {
+	Client, Relay, Node *Namespace
+	Inside              *Namespace // the bridge itself, which has an address too
+
+	lab *Lab
+}
+
+// Addresses of a Bridge.
+const (
+	BridgeClient = "10.99.0.1"
+	BridgeRelay  = "10.99.0.2"
+	BridgeNode   = "10.99.0.3"
+	BridgeInside = "10.99.0.254"
+)

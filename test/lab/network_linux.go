@@ -52,12 +52,8 @@ func (l *Lab) NewNetwork(ctx context.Context) (*Network, error) {
 		at   **Namespace
 	}{{"inet", &n.Internet}, {"relay", &n.Relay}, {"issuer", &n.Issuer}, {"nat-a", &n.NATA}, {"nat-b", &n.NATB}, {"laptop", &n.Laptop}, {"cluster", &n.Cluster}}
 	for _, x := range all {
-		ns := &Namespace{Name: fmt.Sprintf("%s%d-%s", namespacePrefix, os.Getpid(), x.name)}
-		if err := l.tool(ctx, "ip", "netns", "add", ns.Name); err != nil {
-			return nil, fmt.Errorf("make network namespace %s: %w: %w", ns.Name, errors.ErrUnsupported, err)
-		}
-		l.Cleanup(ns.remove)
-		if err := l.ip(ctx, ns, "link", "set", "lo", "up"); err != nil {
+		ns, err := l.namespace(ctx, x.name)
+		if err != nil {
 			return nil, err
 		}
 		*x.at = ns
