@@ -23,9 +23,13 @@ fuzz: ## every fuzz target for FUZZTIME, 30s each
 	@for p in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirname | sort -u); do for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$p/*_test.go); do \
 		echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
 
-bench: ## what zt adds to a kubectl call on loopback, beside the Go benchmarks
+bench: ## zt beside its peers (root); QUICK=1: 3 minutes; ONLY=zt,tcp ROUNDS=n JSON=file; without QUICK or ONLY the Go benchmarks too
+ifeq ($(QUICK)$(ONLY),)
 	$(GO) test -run '^$$' -bench . ./...
 	$(GO) run ./test/demo -bench
+endif
+	@sh test/tools.sh go ip
+	$(GO) -C test/bench run . $(if $(QUICK),-quick) $(if $(ONLY),-only $(ONLY)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(JSON),-json $(abspath $(JSON)))
 
 e2e: ## the whole of it in network namespaces, with a real API server and a browser (root)
 	@sh test/tools.sh go git make gcc ip nft chromium
