@@ -34,6 +34,11 @@ func contenders() []contender {
 		{name: "zt", relayed: true, path: "relay", up: ztScene},
 		{name: "zt-direct", up: ztDirectScene},
 		{name: "tcp", up: tcpScene},
+		{name: "ts-direct", program: "tailscale", path: "direct", up: tailscale(atSide, "")},
+		{name: "ts-peer", relayed: true, program: "tailscale", path: "peer relay", up: tailscale(atSide, atRelay)},
+		{name: "ts-derp", relayed: true, program: "tailscale", path: "DERP", up: tailscale(atRelay, "", "TS_DEBUG_NEVER_DIRECT_UDP=1")},
+		{name: "wg", up: wgScene},
+		{name: "nebula", relayed: true, program: "nebula", path: "relay", up: nebulaScene},
 	}
 }
 
@@ -45,6 +50,7 @@ const (
 	atRelay  place = "relay"
 	atNode   place = "node"
 	atLoad   place = "load" // only the load program, beside what is measured
+	atSide   place = "side" // on the relay's machine, and not counted
 )
 
 // A process is one whose work is counted.
@@ -66,6 +72,7 @@ type rig struct {
 	machines *lab.Bridge
 	bin      string // directory of zt-relay and zt-daemon
 	program  string // that plays the roles
+	env      []string
 	scene    scene
 	started  int
 }
@@ -78,7 +85,7 @@ func (r *rig) play(ctx context.Context, at place, role string, in load.Params) (
 	p, err := r.Start(lab.Command{
 		Name: name, Namespace: r.machine(at),
 		Args: append([]string{r.program}, load.Arguments(role, socket)...),
-		Env:  append(os.Environ(), "HOME="+r.Dir),
+		Env:  append(append(os.Environ(), "HOME="+r.Dir), r.env...),
 	})
 	if err != nil {
 		return nil, nil, err
@@ -97,7 +104,9 @@ func (r *rig) play(ctx context.Context, at place, role string, in load.Params) (
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w; its last lines:\n%s", role, err, p.Tail(15))
 	}
-	r.count(at, p)
+	if at != atSide {
+		r.count(at, p)
+	}
 	switch at {
 	case atClient:
 		r.scene.client = c

@@ -26,6 +26,7 @@ import (
 var roles = map[string]load.Role{
 	"zt-node": ztNode, "zt-client": ztClient,
 	"zt-direct-node": ztDirectNode, "zt-direct-client": ztDirectClient,
+	"wg-node": wgNodeRole, "wg-client": wgClientRole,
 	"tcp-node": tcpNode, "tcp-client": tcpClient,
 }
 
