@@ -33,7 +33,9 @@ func contenders() []contender {
 	return []contender{
 		{name: "zt", relayed: true, path: "relay", up: ztScene},
 		{name: "zt-direct", up: ztDirectScene},
+		{name: "zt-full", relayed: true, up: ztFullScene},
 		{name: "tcp", up: tcpScene},
+		{name: "udp-gso", relayed: true, custom: true, tests: []string{"S1", "R1"}, up: gsoScene},
 		{name: "ts-direct", program: "tailscale", path: "direct", up: tailscale(atSide, "")},
 		{name: "ts-peer", relayed: true, program: "tailscale", path: "peer relay", up: tailscale(atSide, atRelay)},
 		{name: "ts-derp", relayed: true, program: "tailscale", path: "DERP", up: tailscale(atRelay, "", "TS_DEBUG_NEVER_DIRECT_UDP=1")},
@@ -49,8 +51,11 @@ const (
 	atClient place = "client"
 	atRelay  place = "relay"
 	atNode   place = "node"
-	atLoad   place = "load" // only the load program, beside what is measured
-	atSide   place = "side" // on the relay's machine, and not counted
+	// Only the load program, beside what is measured.
+	atClientLoad place = "client_load"
+	atNodeLoad   place = "node_load"
+	// On the relay's machine, and not counted.
+	atSide place = "side"
 )
 
 // A process is one whose work is counted.
@@ -123,9 +128,9 @@ func (r *rig) count(at place, p *lab.Process) {
 
 func (r *rig) machine(at place) *lab.Namespace {
 	switch at {
-	case atClient:
+	case atClient, atClientLoad:
 		return r.machines.Client
-	case atNode:
+	case atNode, atNodeLoad:
 		return r.machines.Node
 	}
 	return r.machines.Relay
@@ -136,7 +141,7 @@ func (c contender) ready(ctx context.Context, s *scene) error {
 	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
 	defer cancel()
 	return lab.Eventually(ctx, func(ctx context.Context) error {
-		if len(c.tests) == 0 {
+		if !c.custom {
 			if got, err := s.client.Churn(ctx, load.Churn{Count: 1}); err != nil {
 				return err
 			} else if got.N != 1 {

@@ -25,8 +25,10 @@ import (
 
 var roles = map[string]load.Role{
 	"zt-node": ztNode, "zt-client": ztClient,
+	"zt-admin":       ztAdmin,
 	"zt-direct-node": ztDirectNode, "zt-direct-client": ztDirectClient,
 	"wg-node": wgNodeRole, "wg-client": wgClientRole,
+	"gso-relay": gsoRelay, "gso-node": gsoParticipant(lab.BridgeNode), "gso-client": gsoParticipant(lab.BridgeClient),
 	"tcp-node": tcpNode, "tcp-client": tcpClient,
 }
 
@@ -113,10 +115,10 @@ func (b *bench) run(ctx context.Context) (err error) {
 			err = fmt.Errorf("%w\nthe logs are kept in %s", err, dir)
 		}
 	}()
-	if err := b.build(ctx); err != nil {
+	if b.machines, err = b.lab.NewBridge(ctx); err != nil {
 		return err
 	}
-	if b.machines, err = b.lab.NewBridge(ctx); err != nil {
+	if err := b.build(ctx); err != nil {
 		return err
 	}
 	failed := make(map[string]error)

@@ -22,9 +22,9 @@ var tests = []test{
 	{"S1", "Gbit/s", 2}, {"R1", "Gbit/s", 2}, {"S8", "Gbit/s", 2}, {"R8", "Gbit/s", 2},
 	{"B8", "Gbit/s", 2}, {"B8_up", "Gbit/s", 2}, {"B8_down", "Gbit/s", 2},
 	{"E50", "µs", 0}, {"E99", "µs", 0}, {"C1", "1/s", 0}, {"C16", "1/s", 0}, {"C10000_worst", "ms", 1}, {"C10000_stalls", "1", 0},
-	{"cpu_per_gb", "CPU-s", 2}, {"client_cpu_per_gb", "CPU-s", 2}, {"relay_cpu_per_gb", "CPU-s", 2}, {"node_cpu_per_gb", "CPU-s", 2}, {"load_cpu_per_gb", "CPU-s", 2},
-	{"B8_cpu_per_gb", "CPU-s", 2}, {"B8_client_cpu_per_gb", "CPU-s", 2}, {"B8_relay_cpu_per_gb", "CPU-s", 2}, {"B8_node_cpu_per_gb", "CPU-s", 2}, {"B8_load_cpu_per_gb", "CPU-s", 2},
-	{"S1_pps", "1/s", 0}, {"R1_pps", "1/s", 0}, {"B8_pps", "1/s", 0},
+	{"cpu_per_gb", "CPU-s", 2}, {"client_cpu_per_gb", "CPU-s", 2}, {"relay_cpu_per_gb", "CPU-s", 2}, {"node_cpu_per_gb", "CPU-s", 2}, {"client_load_cpu_per_gb", "CPU-s", 2}, {"node_load_cpu_per_gb", "CPU-s", 2},
+	{"B8_cpu_per_gb", "CPU-s", 2}, {"B8_client_cpu_per_gb", "CPU-s", 2}, {"B8_relay_cpu_per_gb", "CPU-s", 2}, {"B8_node_cpu_per_gb", "CPU-s", 2}, {"B8_client_load_cpu_per_gb", "CPU-s", 2}, {"B8_node_load_cpu_per_gb", "CPU-s", 2},
+	{"S1_pps", "1/s", 0}, {"R1_pps", "1/s", 0},
 	{"rss_idle", "MiB", 1}, {"rss_loaded", "MiB", 1}, {"rss_peak", "MiB", 1}, {"relay_rss_idle", "MiB", 1}, {"relay_rss_loaded", "MiB", 1},
 }
 
@@ -99,39 +99,19 @@ func (r *results) write(file string) error {
 
 // print prints medians with their spread, how zt's compare, and the bars.
 func (r *results) print(w io.Writer) {
-	rows := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "\nmedian [least–most]\n")
-	fmt.Fprintf(rows, "\t%s\t\n", strings.Join(r.order, "\t"))
-	for _, t := range tests {
-		r.row(rows, t.name+" "+t.unit, func(c string) string {
-			f, ok := r.of(c, t)
-			if !ok {
-				return ""
-			}
-			if len(r.figures[c][t.name]) == 1 {
-				return fmt.Sprintf("%.*f", t.decimals, f.Median)
-			}
-			return fmt.Sprintf("%.*f [%.*f–%.*f]", t.decimals, f.Median, t.decimals, f.Min, t.decimals, f.Max)
-		})
-	}
-	rows.Flush()
-	if len(r.order) > 1 && r.figures["zt"] != nil {
-		fmt.Fprintf(w, "\nzt's median as a multiple of theirs\n")
-		fmt.Fprintf(rows, "\t%s\t\n", strings.Join(r.order, "\t"))
-		for _, t := range tests {
-			mine, ok := r.median("zt", t.name)
-			if !ok {
-				continue
-			}
-			r.row(rows, t.name, func(c string) string {
-				if theirs, ok := r.median(c, t.name); ok && theirs != 0 && c != "zt" {
-					return fmt.Sprintf("%.2f", mine/theirs)
-				}
-				return ""
-			})
-		}
-		rows.Flush()
-	}
+	r.table(w, "median", func(c string, t test) string {
+		f, ok := r.of(c, t)
+		return shown(ok, "%.*f", t.decimals, f.Median)
+	})
+	r.table(w, "least–most", func(c string, t test) string {
+		f, ok := r.of(c, t)
+		return shown(ok && len(r.figures[c][t.name]) > 1, "%.*f–%.*f", t.decimals, f.Min, t.decimals, f.Max)
+	})
+	r.table(w, "zt's median as a multiple of theirs", func(c string, t test) string {
+		mine, ok := r.median("zt", t.name)
+		theirs, also := r.median(c, t.name)
+		return shown(ok && also && theirs != 0 && c != "zt", "%.2f", mine/theirs)
+	})
 	r.printBars(w)
 	if len(r.notes) > 0 {
 		fmt.Fprintln(w, "\nnotes")
@@ -141,18 +121,30 @@ func (r *results) print(w io.Writer) {
 	}
 }
 
-// row prints one test, unless nobody has it.
-func (r *results) row(w io.Writer, name string, cell func(contender string) string) {
-	any := false
-	line := name
-	for _, c := range r.order {
-		text := cell(c)
-		any = any || text != ""
-		line += "\t" + text
+func shown(ok bool, format string, args ...any) string {
+	if !ok {
+		return ""
 	}
-	if any {
-		fmt.Fprintln(w, line+"\t")
+	return fmt.Sprintf(format, args...)
+}
+
+// table prints a row for each test and a column for each contender, but no row
+// without a cell and no table without a row.
+func (r *results) table(w io.Writer, title string, cell func(contender string, t test) string) {
+	rows := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	head := fmt.Sprintf("\n%s\n\t\t%s\t\n", title, strings.Join(r.order, "\t"))
+	for _, t := range tests {
+		line, empty := t.name+"\t"+t.unit, true
+		for _, c := range r.order {
+			text := cell(c, t)
+			line, empty = line+"\t"+text, empty && text == ""
+		}
+		if !empty {
+			fmt.Fprint(rows, head+line+"\t\n")
+			head = ""
+		}
 	}
+	rows.Flush()
 }
 
 // A bar is what a figure of zt's should reach: over divided by under, where there
@@ -177,7 +169,7 @@ var bars = []bar{
 	{over: "zt B8_cpu_per_gb", at: 4.2, most: true},
 	{over: "zt relay_cpu_per_gb", at: 0.8, most: true},
 	{over: "zt relay_cpu_per_gb", under: "ts-peer relay_cpu_per_gb", at: 0.55, most: true},
-	{over: "zt-trains S1_pps", at: 900000},
+	{over: "zt-full S1", under: "zt S1", at: 0.9, stretch: true},
 	{over: "zt E50", at: 350, most: true},
 	{over: "zt E50", less: "zt-direct E50", at: 100, most: true},
 	{over: "zt C1", at: 1000},
@@ -185,6 +177,8 @@ var bars = []bar{
 	{over: "zt C10000_stalls", at: 0, most: true},
 	{over: "zt rss_idle", at: 20, most: true},
 	{over: "zt rss_loaded", at: 80, most: true},
+	{over: "zt-full rss_idle", at: 20, most: true},
+	{over: "zt-full rss_loaded", at: 80, most: true},
 	{over: "zt S1", at: 3, stretch: true},
 	{over: "zt rss_loaded", at: 64, most: true, stretch: true},
 	{over: "zt E50", at: 300, most: true, stretch: true},

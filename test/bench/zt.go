@@ -100,8 +100,9 @@ func ztFound(ctx context.Context, in load.Params) (n ztNetwork, cluster key.Clus
 		return n, cluster, nil, err
 	}
 	cluster = key.NewCluster()
+	api := auth.Issuer{URL: in["issuer"], ClientID: issuer.APIServerClient, CA: in["ca"]}.WithDefaults()
 	record, err = auth.SignRecord(auth.Record{
-		Network: n.head.Network, Name: ztCluster, Version: 1, NotAfter: time.Now().Add(ztGrantLife), TLSName: "kubernetes", KeepUser: true,
+		Network: n.head.Network, Name: ztCluster, Version: 1, NotAfter: time.Now().Add(ztGrantLife), TLSName: "kubernetes", Issuer: &api,
 		CAs:  []auth.Dated[string]{{Value: in["ca"]}},
 		Keys: []auth.Dated[key.ClusterPublic]{{Value: cluster.Public()}},
 	}, auth.NetworkSigner(network))
@@ -313,36 +314,43 @@ func (l *ztLaptop) openEdge(ctx context.Context) error {
 	return nil
 }
 
-// ztRelay starts an issuer and a zt-relay.
-func ztRelay(ctx context.Context, r *rig) (load.Params, error) {
+// A ztRelay is an issuer and a zt-relay that no network has claimed yet.
+type ztRelay struct {
+	issuer *lab.Issuer
+	relay  *lab.Relay
+	params load.Params // of ztFound
+}
+
+func startZTRelay(ctx context.Context, r *rig) (*ztRelay, error) {
 	ca, err := lab.NewAuthority("zt bench CA")
 	if err != nil {
 		return nil, err
 	}
-	iss, err := r.StartIssuer(ca, r.machines.Inside, lab.BridgeInside+":443", issuer.Config{})
-	if err != nil {
+	z := &ztRelay{}
+	if z.issuer, err = r.StartIssuer(ca, r.machines.Inside, lab.BridgeInside+":443", issuer.Config{}); err != nil {
 		return nil, err
 	}
 	relay, claim, err := r.StartRelay(ctx, filepath.Join(r.bin, "zt-relay"), r.machines.Relay, lab.BridgeRelay+":443")
 	if err != nil {
 		return nil, err
 	}
+	z.relay = relay
 	r.count(atRelay, relay.Process)
-	return load.Params{"relay": relay.URL, "claim": claim.Code, "pin": claim.Pin, "issuer": iss.URL(), "ca": string(iss.CA)}, nil
+	z.params = load.Params{"relay": relay.URL, "claim": claim.Code, "pin": claim.Pin, "issuer": z.issuer.URL(), "ca": string(z.issuer.CA)}
+	return z, nil
 }
 
 func ztScene(ctx context.Context, r *rig) (*scene, error) {
-	out, err := ztRelay(ctx, r)
+	z, err := startZTRelay(ctx, r)
 	if err != nil {
 		return nil, err
 	}
-	if _, out, err = r.play(ctx, atNode, "zt-node", out); err != nil {
+	_, out, err := r.play(ctx, atNode, "zt-node", z.params)
+	if err != nil {
 		return nil, err
 	}
-	if _, _, err := r.play(ctx, atClient, "zt-client", out); err != nil {
-		return nil, err
-	}
-	return &r.scene, nil
+	_, _, err = r.play(ctx, atClient, "zt-client", out)
+	return &r.scene, err
 }
 
 // ztStraight is a participant whose transport is joined with the other's: no
