@@ -17,7 +17,6 @@ import (
 	"tailscale.com/envknob"
 	_ "tailscale.com/feature/relayserver"
 	"tailscale.com/ipn"
-	"tailscale.com/ipn/store/mem"
 	"tailscale.com/net/stunserver"
 	"tailscale.com/tailcfg"
 	"tailscale.com/tsnet"
@@ -80,7 +79,7 @@ func participant(ctx context.Context, in load.Params, name string) (*tsnet.Serve
 	if err != nil {
 		return nil, netip.Addr{}, err
 	}
-	s := &tsnet.Server{Dir: dir, Store: new(mem.Store), Hostname: name, ControlURL: in["control"], UserLogf: logger.Discard}
+	s := &tsnet.Server{Dir: dir, Hostname: name, ControlURL: in["control"], UserLogf: logger.Discard}
 	st, err := s.Up(ctx)
 	if err != nil {
 		return nil, netip.Addr{}, err
