@@ -124,13 +124,14 @@ func (r *round) note(format string, args ...any) {
 // one that holds more counts.
 func (r *round) memory(figure string) error {
 	for _, p := range r.scene.processes {
-		now, peak, err := memory(p.pid)
+		now, anonymous, peak, err := memory(p.pid)
 		if err != nil {
 			return err
 		}
 		switch p.place {
 		case atClient, atNode:
 			r.figures[figure] = max(r.figures[figure], now)
+			r.figures[figure+"_anon"] = max(r.figures[figure+"_anon"], anonymous)
 			if figure == "rss_loaded" {
 				r.figures["rss_peak"] = max(r.figures["rss_peak"], peak)
 			}

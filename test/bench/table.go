@@ -25,7 +25,7 @@ var tests = []test{
 	{"cpu_per_gb", "CPU-s", 2}, {"client_cpu_per_gb", "CPU-s", 2}, {"relay_cpu_per_gb", "CPU-s", 2}, {"node_cpu_per_gb", "CPU-s", 2}, {"client_load_cpu_per_gb", "CPU-s", 2}, {"node_load_cpu_per_gb", "CPU-s", 2},
 	{"B8_cpu_per_gb", "CPU-s", 2}, {"B8_client_cpu_per_gb", "CPU-s", 2}, {"B8_relay_cpu_per_gb", "CPU-s", 2}, {"B8_node_cpu_per_gb", "CPU-s", 2}, {"B8_client_load_cpu_per_gb", "CPU-s", 2}, {"B8_node_load_cpu_per_gb", "CPU-s", 2},
 	{"S1_pps", "1/s", 0}, {"R1_pps", "1/s", 0},
-	{"rss_idle", "MiB", 1}, {"rss_loaded", "MiB", 1}, {"rss_peak", "MiB", 1}, {"relay_rss_idle", "MiB", 1}, {"relay_rss_loaded", "MiB", 1},
+	{"rss_idle", "MiB", 1}, {"rss_idle_anon", "MiB", 1}, {"rss_loaded", "MiB", 1}, {"rss_loaded_anon", "MiB", 1}, {"rss_peak", "MiB", 1}, {"relay_rss_idle", "MiB", 1}, {"relay_rss_loaded", "MiB", 1},
 }
 
 // A figure is what one contender's rounds came to in one test.

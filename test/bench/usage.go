@@ -35,11 +35,12 @@ func cpuSeconds(pid int) (float64, error) {
 	return sum, nil
 }
 
-// memory is a process's resident memory, now and at its highest, in MiB.
-func memory(pid int) (now, peak float64, err error) {
+// memory is a process's resident memory in MiB: now, of that what is not pages of
+// its program file, and at its highest.
+func memory(pid int) (now, anonymous, peak float64, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	for line := range strings.Lines(string(b)) {
 		name, value, _ := strings.Cut(line, ":")
@@ -47,6 +48,8 @@ func memory(pid int) (now, peak float64, err error) {
 		switch name {
 		case "VmRSS":
 			at = &now
+		case "RssAnon":
+			at = &anonymous
 		case "VmHWM":
 			at = &peak
 		default:
@@ -54,12 +57,12 @@ func memory(pid int) (now, peak float64, err error) {
 		}
 		kb, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 64)
 		if err != nil {
-			return 0, 0, fmt.Errorf("/proc/%d/status: %w", pid, err)
+			return 0, 0, 0, fmt.Errorf("/proc/%d/status: %w", pid, err)
 		}
 		*at = kb / 1024
 	}
 	if now == 0 {
-		return 0, 0, fmt.Errorf("/proc/%d/status has no VmRSS", pid)
+		return 0, 0, 0, fmt.Errorf("/proc/%d/status has no VmRSS", pid)
 	}
-	return now, peak, nil
+	return now, anonymous, peak, nil
 }
