@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/zt-daemon/zt/test/bench/load"
@@ -42,19 +43,11 @@ type round struct {
 }
 
 func (r *round) takes(test string) bool {
-	if r.tests == nil {
-		return true
-	}
-	for _, t := range r.tests {
-		if t == test {
-			return true
-		}
-	}
-	return false
+	return r.tests == nil || slices.Contains(r.tests, test)
 }
 
 func (r *round) run(ctx context.Context) error {
-	time.Sleep(settle)
+	pause(ctx, settle)
 	if err := r.memory("rss_idle"); err != nil {
 		return err
 	}
@@ -142,6 +135,14 @@ func (r *round) memory(figure string) error {
 	return nil
 }
 
+// pause waits, but not for an interrupted run.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
 // A reading is what was received and used up to a moment.
 type reading struct {
 	up, down load.Sample
@@ -174,11 +175,11 @@ func (r *round) flows(ctx context.Context, test string, up, down int) error {
 		err = r.scene.node.Start(ctx, load.Flows{Up: down})
 	}
 	if err == nil {
-		time.Sleep(r.warm)
+		pause(ctx, r.warm)
 		before, err = r.read(ctx)
 	}
 	if err == nil {
-		time.Sleep(r.window)
+		pause(ctx, r.window)
 		after, err = r.read(ctx)
 	}
 	if e := r.scene.client.Stop(ctx); err == nil {

@@ -169,7 +169,6 @@ var bars = []bar{
 	{over: "zt B8_cpu_per_gb", at: 4.2, most: true},
 	{over: "zt relay_cpu_per_gb", at: 0.8, most: true},
 	{over: "zt relay_cpu_per_gb", under: "ts-peer relay_cpu_per_gb", at: 0.55, most: true},
-	{over: "zt-full S1", under: "zt S1", at: 0.9, stretch: true},
 	{over: "zt E50", at: 350, most: true},
 	{over: "zt E50", less: "zt-direct E50", at: 100, most: true},
 	{over: "zt C1", at: 1000},
