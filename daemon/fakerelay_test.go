@@ -395,7 +395,7 @@ func openTransport(t testing.TB, cfg TransportConfig) (*Transport, <-chan gotPac
 }
 
 func readTransport(t testing.TB, tr *Transport, got chan<- gotPacket) func() {
-	fns, err := tr.Open()
+	receive, err := tr.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -406,7 +406,7 @@ func readTransport(t testing.TB, tr *Transport, got chan<- gotPacket) func() {
 			bufs[i] = make([]byte, 2048)
 		}
 		for {
-			n, err := fns[0](bufs, sizes, from)
+			n, err := receive(bufs, sizes, from)
 			if err != nil {
 				if !errors.Is(err, net.ErrClosed) {
 					t.Errorf("receive: %v", err)

@@ -46,7 +46,7 @@ func (l *listening) open() {
 			bufs[i] = make([]byte, 2048)
 		}
 		for {
-			if _, err := receive[0](bufs, sizes, from); err != nil {
+			if _, err := receive(bufs, sizes, from); err != nil {
 				return
 			}
 		}

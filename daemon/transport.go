@@ -104,7 +104,7 @@ func NewTransport(cfg TransportConfig) (*Transport, error) {
 
 // Open opens the socket, unless it is open, and returns the function that
 // receives. Only one goroutine may call that function at a time.
-func (t *Transport) Open() ([]netstack.ReceiveFunc, error) {
+func (t *Transport) Open() (netstack.ReceiveFunc, error) {
 	t.mu.Lock()
 	s := t.socket.Load()
 	if s == nil {
@@ -119,7 +119,7 @@ func (t *Transport) Open() ([]netstack.ReceiveFunc, error) {
 	t.mu.Unlock()
 	t.Rebind()
 	r := receiver{t: t, socket: s}
-	return []netstack.ReceiveFunc{r.receive}, nil
+	return r.receive, nil
 }
 
 func (t *Transport) listen() (socket, error) {

@@ -270,7 +270,7 @@ func TestTransportAllocates(t *testing.T) {
 	}
 	bothSockets(t, func(t *testing.T, cfg TransportConfig) {
 		tr, relay, peer := hotTransport(t, cfg)
-		fns, err := tr.Open()
+		receive, err := tr.Open()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -295,7 +295,7 @@ func TestTransportAllocates(t *testing.T) {
 			if _, err := relay.WriteToUDPAddrPort(in, dst); err != nil {
 				t.Fatal(err)
 			}
-			if n, err := fns[0](bufs, sizes, from); err != nil || n != 1 || sizes[0] != 1312 || from[0] != peer {
+			if n, err := receive(bufs, sizes, from); err != nil || n != 1 || sizes[0] != 1312 || from[0] != peer {
 				t.Fatalf("got %d packets, %v", n, err)
 			}
 		}); n > 0 {

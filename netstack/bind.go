@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"maps"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -24,9 +25,9 @@ type ReceiveFunc func(bufs [][]byte, sizes []int, from []key.WireGuardPublic) (n
 // Transport carries sealed WireGuard messages (their reserved bytes zero)
 // between this device and peers named by key.
 type Transport interface {
-	// Open returns one function for each goroutine that is to receive. It may
-	// be called again after Close.
-	Open() ([]ReceiveFunc, error)
+	// Open returns what receives; one goroutine calls it. It may be called again
+	// after Close.
+	Open() (ReceiveFunc, error)
 	// Send sends messages to a peer, at most BatchSize of them, and keeps
 	// none. Like a UDP socket it drops rather than wait long: a device is not
 	// closed, and no peer removed, while Send has not returned. It may be
@@ -46,17 +47,18 @@ type Transport interface {
 type bind struct {
 	transport Transport
 	batch     int
+	in, out   *flight
 
 	peers atomic.Pointer[map[key.WireGuardPublic]*endpoint] // an immutable snapshot
 
-	mu   sync.Mutex // guards open and changes of peers
-	open bool
+	mu     sync.Mutex    // guards closed and changes of peers
+	closed chan struct{} // closed by Close; nil: not open
 }
 
 var _ conn.Bind = (*bind)(nil)
 
-func newBind(t Transport) *bind {
-	b := &bind{transport: t, batch: t.BatchSize()}
+func newBind(t Transport, in, out *flight) *bind {
+	b := &bind{transport: t, batch: t.BatchSize(), in: in, out: out}
 	b.peers.Store(&map[key.WireGuardPublic]*endpoint{})
 	return b
 }
@@ -85,31 +87,33 @@ func (b *bind) peer(k key.WireGuardPublic) *endpoint { return (*b.peers.Load())[
 func (b *bind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.open {
+	if b.closed != nil {
 		return nil, 0, conn.ErrBindAlreadyOpen
 	}
-	fns, err := b.transport.Open()
+	fn, err := b.transport.Open()
 	if err != nil {
 		return nil, 0, err
 	}
-	b.open = true
-	out := make([]conn.ReceiveFunc, len(fns))
-	for i, fn := range fns {
-		out[i] = b.receive(fn)
-	}
-	return out, 0, nil
+	b.closed = make(chan struct{})
+	return []conn.ReceiveFunc{b.receive(fn, b.closed)}, 0, nil
 }
 
 // receive wraps one ReceiveFunc, for the one goroutine that will call it.
-func (b *bind) receive(fn ReceiveFunc) conn.ReceiveFunc {
+func (b *bind) receive(fn ReceiveFunc, closed <-chan struct{}) conn.ReceiveFunc {
 	from := make([]key.WireGuardPublic, b.batch)
 	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
+		if !b.in.wait(closed) {
+			return 0, net.ErrClosed
+		}
 		n, err := fn(bufs, sizes, from[:min(len(from), len(bufs))])
 		if err != nil {
 			return 0, err
 		}
 		peers := *b.peers.Load()
-		var last *endpoint // of a train, most often
+		var (
+			last *endpoint // of a train, most often
+			data int
+		)
 		for i := range n {
 			if last == nil || last.key != from[i] {
 				last = peers[from[i]]
@@ -119,19 +123,30 @@ func (b *bind) receive(fn ReceiveFunc) conn.ReceiveFunc {
 				continue
 			}
 			eps[i] = last
+			if isData(bufs[i][:sizes[i]]) {
+				data++
+			}
 		}
+		b.in.enter(data)
 		return n, nil
 	}
+}
+
+// isData reports whether a sealed message carries a packet: a transport message
+// that is no keepalive.
+func isData(b []byte) bool {
+	return len(b) > device.MessageKeepaliveSize && b[0] == device.MessageTransportType
 }
 
 // Close implements conn.Bind. wireguard-go calls it before the first Open too.
 func (b *bind) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.open {
+	if b.closed == nil {
 		return nil
 	}
-	b.open = false
+	close(b.closed)
+	b.closed = nil
 	return b.transport.Close()
 }
 
@@ -142,6 +157,9 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	if !ok {
 		return conn.ErrWrongEndpointType
 	}
+	if n := countData(bufs); n > 0 { // also what the transport refuses is out
+		defer b.out.leave(n)
+	}
 	for chunk := bufs; len(chunk) > 0; {
 		n := min(len(chunk), b.batch)
 		if err := b.transport.Send(e.key, chunk[:n]); err != nil {
@@ -151,6 +169,15 @@ func (b *bind) Send(bufs [][]byte, ep conn.Endpoint) error {
 	}
 	e.sent(bufs)
 	return nil
+}
+
+func countData(bufs [][]byte) (n int) {
+	for _, b := range bufs {
+		if isData(b) {
+			n++
+		}
+	}
+	return n
 }
 
 // ParseEndpoint implements conn.Bind: the text is a key in hexadecimal.

@@ -31,24 +31,27 @@ type Conn struct {
 	entries            [2]waiter.Entry
 	readBy, writeBy    deadline
 	closed             atomic.Bool // Close or Reset was called
+	budget             *budget
 
-	readMu sync.Mutex // one Read at a time; guards sink
+	readMu sync.Mutex // one Read at a time; guards sink, read
 	sink   tcpip.SliceWriter
+	read   int // bytes since the budget was last told
 
-	writeMu sync.Mutex // one Write at a time; guards source
+	writeMu sync.Mutex // one Write at a time; guards source, wrote
 	source  bytes.Reader
+	wrote   int // bytes since the budget was last told
 }
 
 var _ net.Conn = (*Conn)(nil)
 
 // newConn makes a Conn of a connected endpoint, which it owns from now on.
-func newConn(ep tcpip.Endpoint, wq *waiter.Queue) (*Conn, error) {
+func newConn(ep tcpip.Endpoint, wq *waiter.Queue, b *budget) (*Conn, error) {
 	local, err := ep.GetLocalAddress()
 	if err == nil {
 		var remote tcpip.FullAddress
 		if remote, err = ep.GetRemoteAddress(); err == nil {
 			setUpFlow(ep)
-			c := &Conn{ep: ep, local: addrPort(local), remote: addrPort(remote)}
+			c := &Conn{ep: ep, budget: b, local: addrPort(local), remote: addrPort(remote)}
 			c.entries[0], c.readable = waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
 			c.entries[1], c.writable = waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
 			wq.EventRegister(&c.entries[0])
@@ -62,7 +65,7 @@ func newConn(ep tcpip.Endpoint, wq *waiter.Queue) (*Conn, error) {
 
 // dialStack opens a flow. It gives up when ctx is done or closed is closed,
 // and leaves nothing behind then.
-func dialStack(ctx context.Context, s *stack.Stack, closed <-chan struct{}, to netip.AddrPort) (*Conn, error) {
+func dialStack(ctx context.Context, s *stack.Stack, b *budget, closed <-chan struct{}, to netip.AddrPort) (*Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -96,7 +99,7 @@ func dialStack(ctx context.Context, s *stack.Stack, closed <-chan struct{}, to n
 		ep.Abort()
 		return nil, err
 	}
-	return newConn(ep, &wq)
+	return newConn(ep, &wq, b)
 }
 
 // Read implements net.Conn.
@@ -118,7 +121,11 @@ func (c *Conn) Read(b []byte) (int, error) {
 		res, terr := c.ep.Read(&c.sink, tcpip.ReadOptions{})
 		c.sink = nil
 		if terr == nil {
-			c.ep.ModerateRecvBuf(res.Count)
+			c.budget.holdReceive(c.ep, res.Count)
+			if c.read += res.Count; c.read >= busyBytes {
+				c.read = 0
+				c.budget.moved(c)
+			}
 			return res.Count, nil
 		}
 		if _, wait := terr.(*tcpip.ErrWouldBlock); !wait {
@@ -147,10 +154,15 @@ func (c *Conn) Write(b []byte) (n int, err error) {
 		if n == len(b) {
 			return n, nil
 		}
+		c.budget.holdSend(c.ep)
 		c.source.Reset(b[n:])
 		m, terr := c.ep.Write(&c.source, tcpip.WriteOptions{})
 		c.source.Reset(nil)
 		n += int(m)
+		if c.wrote += int(m); c.wrote >= busyBytes {
+			c.wrote = 0
+			c.budget.moved(c)
+		}
 		if terr == nil {
 			continue
 		}
@@ -172,6 +184,7 @@ func (c *Conn) Close() error {
 		return nil
 	}
 	c.ep.Close()
+	c.budget.gone(c)
 	c.wake()
 	return nil
 }
@@ -192,6 +205,7 @@ func (c *Conn) CloseWrite() error {
 func (c *Conn) Reset() {
 	c.closed.Store(true)
 	c.ep.Abort()
+	c.budget.gone(c)
 	c.wake()
 }
 

@@ -75,11 +75,12 @@ type Device struct {
 
 // engine is what Start builds. Its fields do not change.
 type engine struct {
-	stack *stack.Stack
-	link  *link
-	bind  *bind
-	wg    *device.Device
-	log   *engineLog
+	stack  *stack.Stack
+	link   *link
+	bind   *bind
+	budget *budget
+	wg     *device.Device
+	log    *engineLog
 }
 
 // New checks cfg. It starts nothing.
@@ -142,8 +143,9 @@ func (d *Device) Start() error {
 	if err != nil {
 		return fmt.Errorf("overlay device: %w", err)
 	}
-	e := &engine{stack: s, link: l, bind: newBind(d.cfg.Transport), log: newEngineLog(d.cfg.Log)}
-	e.wg = device.NewDevice(newTun(l, d.cfg.Addr, d.cfg.DropInboundSYN, &d.drops), e.bind, e.log.logger())
+	in, out := newFlight(), newFlight()
+	e := &engine{stack: s, link: l, bind: newBind(d.cfg.Transport, in, out), budget: newBudget(), log: newEngineLog(d.cfg.Log)}
+	e.wg = device.NewDevice(newTun(l, d.cfg.Addr, d.cfg.DropInboundSYN, &d.drops, in, out), e.bind, e.log.logger())
 	e.wg.DisableSomeRoamingForBrokenMobileSemantics() // before the first peer: endpoints are ours to say
 	err = e.wg.SetPrivateKey(device.NoisePrivateKey(d.cfg.PrivateKey.Bytes()))
 	if err == nil {
@@ -241,7 +243,7 @@ func (d *Device) dial(ctx context.Context, to netip.AddrPort) (*Conn, error) {
 	if !d.holds(to.Addr()) {
 		return nil, ErrNoPeer
 	}
-	return dialStack(ctx, e.stack, d.closed, to)
+	return dialStack(ctx, e.stack, e.budget, d.closed, to)
 }
 
 // Listen accepts flows on the overlay address, which at must name (or be
@@ -265,5 +267,5 @@ func (d *Device) listen(at netip.AddrPort) (*Listener, error) {
 	if d.cfg.DropInboundSYN {
 		return nil, errors.New("this device drops inbound flows")
 	}
-	return listenStack(e.stack, netip.AddrPortFrom(d.cfg.Addr, at.Port()))
+	return listenStack(e.stack, e.budget, netip.AddrPortFrom(d.cfg.Addr, at.Port()))
 }

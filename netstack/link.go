@@ -36,6 +36,7 @@ type link struct {
 	mtu    int
 	gsoMax int
 
+	done   chan struct{} // closed by Close
 	up     atomic.Pointer[dispatcher]
 	handed atomic.Uint64 // packets that the TUN reader passed on to WireGuard
 
@@ -61,6 +62,7 @@ func newLink(mtu int) *link {
 	// becomes one train and not one and a bit.
 	segments := trainBytes / (mtu + messageOverhead)
 	l := &link{
+		done:   make(chan struct{}),
 		mtu:    mtu,
 		gsoMax: segments*(mtu-header.IPv6MinimumSize-header.TCPMinimumSize-timestampsSize) + stackSlack,
 	}
@@ -132,6 +134,9 @@ func (l *link) stopWaiting() {
 func (l *link) Close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !l.closed {
+		close(l.done)
+	}
 	l.noWait, l.closed = true, true
 	for _, p := range l.queue {
 		p.DecRef()

@@ -16,6 +16,7 @@ import (
 type Listener struct {
 	ep        tcpip.Endpoint
 	wq        *waiter.Queue
+	budget    *budget
 	addr      netip.AddrPort
 	closed    chan struct{}
 	closeOnce sync.Once
@@ -23,7 +24,7 @@ type Listener struct {
 
 var _ net.Listener = (*Listener)(nil)
 
-func listenStack(s *stack.Stack, at netip.AddrPort) (*Listener, error) {
+func listenStack(s *stack.Stack, b *budget, at netip.AddrPort) (*Listener, error) {
 	var wq waiter.Queue
 	ep, terr := s.NewEndpoint(tcp.ProtocolNumber, header.IPv6ProtocolNumber, &wq)
 	if terr != nil {
@@ -41,7 +42,7 @@ func listenStack(s *stack.Stack, at netip.AddrPort) (*Listener, error) {
 		ep.Close()
 		return nil, stackError(terr)
 	}
-	return &Listener{ep: ep, wq: &wq, addr: netip.AddrPortFrom(at.Addr(), addr.Port), closed: make(chan struct{})}, nil
+	return &Listener{ep: ep, wq: &wq, budget: b, addr: netip.AddrPortFrom(at.Addr(), addr.Port), closed: make(chan struct{})}, nil
 }
 
 // Accept implements net.Listener; the connection is a *Conn.
@@ -67,7 +68,7 @@ func (l *Listener) AcceptFlow() (*Conn, error) {
 		}
 		ep, wq, terr := l.ep.Accept(nil)
 		if terr == nil {
-			c, err := newConn(ep, wq)
+			c, err := newConn(ep, wq, l.budget)
 			if err != nil {
 				continue // reset before we came to it
 			}

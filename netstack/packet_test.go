@@ -103,7 +103,7 @@ func (c *capture) DeliverLinkPacket(tcpip.NetworkProtocolNumber, *stack.PacketBu
 func bareTun(dropSYN bool) (*tunDevice, *capture) {
 	l, c := newLink(DefaultMTU), &capture{}
 	l.Attach(c)
-	return newTun(l, overlay(1), dropSYN, new(drops)), c
+	return newTun(l, overlay(1), dropSYN, new(drops), newFlight(), newFlight()), c
 }
 
 const writeOffset = 16
@@ -463,7 +463,7 @@ func FuzzWrite(f *testing.F) {
 	}
 	l.stopWaiting() // nobody reads what it answers
 	f.Cleanup(func() { l.Close(); s.Close(); s.Wait() })
-	if _, err := listenStack(s, netip.AddrPortFrom(overlay(1), 443)); err != nil {
+	if _, err := listenStack(s, newBudget(), netip.AddrPortFrom(overlay(1), 443)); err != nil {
 		f.Fatal(err)
 	}
 	up := l.up.Load().NetworkDispatcher
@@ -511,7 +511,7 @@ func FuzzWrite(f *testing.F) {
 func FuzzParseEndpoint(f *testing.F) {
 	f.Add("0102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f20")
 	f.Add("")
-	b := newBind(&port{})
+	b := newBind(&port{}, newFlight(), newFlight())
 	f.Fuzz(func(t *testing.T, s string) {
 		e, err := b.ParseEndpoint(s)
 		if err == nil && !bytes.EqualFold([]byte(e.DstToString()), []byte(s)) {

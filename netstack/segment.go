@@ -82,6 +82,14 @@ func (c *cutter) load(p *stack.PacketBuffer) bool {
 	return true
 }
 
+// parts is how many packets are left.
+func (c *cutter) parts() int {
+	if c.pkt == nil {
+		return 0
+	}
+	return max(1, (c.rest+c.mss-1)/max(1, c.mss))
+}
+
 // next writes the next packet to dst and returns its size, or 0 if dst is too
 // small. It releases the super-segment after the last one.
 func (c *cutter) next(dst []byte) int {

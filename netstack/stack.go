@@ -17,11 +17,10 @@ const nicID tcpip.NICID = 1
 // What TCP may use inside the overlay.
 const (
 	// A flow begins with bufferDefault bytes each way and grows, as the path
-	// fills it, up to bufferMax: 4 MiB serve 1.6 Gbit/s at 20 ms. More is
-	// memory that a thousand flows would multiply.
+	// fills it, up to bufferMax or its share of the budget.
 	bufferMin     = 4 << 10
 	bufferDefault = 1 << 20
-	bufferMax     = 4 << 20
+	bufferMax     = 16 << 20
 
 	// A silent flow is probed after keepaliveIdle and given up after
 	// keepaliveCount probes without an answer, 4 min in all: longer than a

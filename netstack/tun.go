@@ -18,6 +18,7 @@ type tunDevice struct {
 	own     [16]byte // the overlay address
 	dropSYN bool
 	drops   *drops
+	in, out *flight // inside the engine, from peers and to them
 	zero    zeroWindows
 
 	events    chan tun.Event // nothing happens; closed by Close
@@ -32,14 +33,20 @@ type tunDevice struct {
 
 var _ tun.Device = (*tunDevice)(nil)
 
-func newTun(l *link, own netip.Addr, dropSYN bool, d *drops) *tunDevice {
-	return &tunDevice{link: l, own: own.As16(), dropSYN: dropSYN, drops: d, events: make(chan tun.Event)}
+func newTun(l *link, own netip.Addr, dropSYN bool, d *drops, in, out *flight) *tunDevice {
+	return &tunDevice{link: l, own: own.As16(), dropSYN: dropSYN, drops: d, in: in, out: out, events: make(chan tun.Event)}
 }
 
 // Read implements tun.Device: it fills as many buffers as there are packets,
-// and waits only for the first. One goroutine reads.
+// and waits only for the first. A super-segment that would not fit whole is left
+// for the next call. One goroutine reads.
 func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (n int, err error) {
 	t.link.handed.Store(t.done) // the batch before is WireGuard's now
+	if !t.out.wait(t.link.done) {
+		t.release()
+		return 0, os.ErrClosed
+	}
+	defer func() { t.out.enter(n) }()
 	for n < len(bufs) {
 		for t.cut.pkt == nil {
 			more, open := t.load(n == 0)
@@ -47,7 +54,7 @@ func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (n int, err err
 				t.release()
 				return 0, os.ErrClosed
 			}
-			if !more {
+			if !more || t.cut.parts() > len(bufs)-n && n > 0 {
 				return n, nil
 			}
 		}
@@ -98,6 +105,7 @@ func (t *tunDevice) release() {
 // the stack, in order, consecutive segments of one flow as one packet.
 // Several goroutines write, one for each peer.
 func (t *tunDevice) Write(bufs [][]byte, offset int) (int, error) {
+	defer t.in.leave(len(bufs))
 	if !t.link.IsAttached() {
 		return 0, os.ErrClosed
 	}

@@ -59,12 +59,12 @@ func (w *wire) port(self key.WireGuardPublic) *port {
 	return p
 }
 
-func (p *port) Open() ([]ReceiveFunc, error) {
+func (p *port) Open() (ReceiveFunc, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.open = true
 	p.opens.Add(1)
-	return []ReceiveFunc{p.receive}, nil
+	return p.receive, nil
 }
 
 func (p *port) Close() error {

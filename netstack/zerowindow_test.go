@@ -54,12 +54,12 @@ func TestAckToClosedWindow(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close(); s.Close(); s.Wait() })
-	ln, err := listenStack(s, netip.AddrPortFrom(overlay(1), 443))
+	ln, err := listenStack(s, newBudget(), netip.AddrPortFrom(overlay(1), 443))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ln.Close()
-	r := &rawPeer{t: t, tun: newTun(l, overlay(1), false, new(drops)), packet: tcpPacket{src: overlay(2), dst: overlay(1)}}
+	r := &rawPeer{t: t, tun: newTun(l, overlay(1), false, new(drops), newFlight(), newFlight()), packet: tcpPacket{src: overlay(2), dst: overlay(1)}}
 
 	const start = 1000
 	options := []byte{header.TCPOptionMSS, 4, 4, 0xc4, header.TCPOptionWS, 3, 7, header.TCPOptionNOP}
