@@ -46,19 +46,22 @@ func relayed(t testing.TB) (b *batch, f *forwarder, left, right *net.UDPConn) {
 	}
 	f, l, r := joined(t)
 	bindTo := func(ses *session, c *net.UDPConn) {
-		// As the packet path would: the address in the kernel's own form.
-		addr := c.LocalAddr().(*net.UDPAddr).AddrPort()
-		p := path{addr: addr, via: s}
-		b4 := addr.Addr().As4()
-		p.name.b[0] = unix.AF_INET
-		p.name.b[2], p.name.b[3] = byte(addr.Port()>>8), byte(addr.Port())
-		copy(p.name.b[4:], b4[:])
-		p.name.n = unix.SizeofSockaddrInet4
-		f.move(ses, &p)
+		f.move(ses, pathOn(s, local(c)))
 	}
 	bindTo(l, left)
 	bindTo(r, right)
 	return newBatch(s), f, left, right
+}
+
+// pathOn is the path of an IPv4 address as s would read it.
+func pathOn(s *socket, addr netip.AddrPort) *path {
+	p := &path{addr: addr, via: s}
+	b4 := addr.Addr().As4()
+	binary.NativeEndian.PutUint16(p.name.b[:], unix.AF_INET)
+	binary.BigEndian.PutUint16(p.name.b[2:], addr.Port())
+	copy(p.name.b[4:], b4[:])
+	p.name.n = unix.SizeofSockaddrInet4
+	return p
 }
 
 func local(c *net.UDPConn) netip.AddrPort { return c.LocalAddr().(*net.UDPAddr).AddrPort() }
