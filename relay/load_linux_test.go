@@ -62,7 +62,7 @@ func TestLoad(t *testing.T) {
 	for i := range pairs {
 		left, right := udp(t), udp(t)
 		for _, c := range []*net.UDPConn{left, right} {
-			if _, err := newSocket(c); err != nil { // joins what it receives
+			if _, err := newSocket(c, nil); err != nil { // joins what it receives
 				t.Fatal(err)
 			}
 		}

@@ -25,6 +25,7 @@ type drop int
 const (
 	dropMalformed     drop = iota // neither a WireGuard message nor one that binds
 	dropTruncated                 // larger than a slab
+	dropOverflow                  // the socket's buffer was full, as far as the kernel tells
 	dropSource                    // no session is bound to the source address
 	dropChannel                   // the session has no such channel
 	dropUnbound                   // the other session is bound to no address
@@ -39,7 +40,7 @@ const (
 )
 
 var dropNames = [drops]string{
-	dropMalformed: "malformed", dropTruncated: "truncated", dropSource: "unknown_source",
+	dropMalformed: "malformed", dropTruncated: "truncated", dropOverflow: "receive_buffer_full", dropSource: "unknown_source",
 	dropChannel: "unknown_channel", dropUnbound: "peer_unbound", dropHandshakeRate: "handshake_rate",
 	dropSend: "send_error", dropBindSession: "bind_session", dropBindTag: "bind_tag",
 	dropBindCounter: "bind_counter", dropBindCookie: "bind_cookie", dropBindRate: "bind_rate",
@@ -53,11 +54,11 @@ type tally struct {
 	dropped        [drops]uint64
 }
 
-// A path is a UDP address as one of our sockets sees it. Two are the same if
-// they are equal.
+// A path is a UDP address as one of our ports sees it. Two are the same if they
+// are equal.
 type path struct {
 	addr netip.AddrPort // unmapped
-	via  *socket
+	via  *port
 	name sockaddr // addr in the socket's own form, and which of our addresses it knows
 }
 
@@ -69,8 +70,8 @@ type hop struct {
 }
 
 // A sender takes datagrams to send: b holds one or more of seg bytes each (the
-// last may be shorter) for one address. It may use b until the batch is flushed,
-// to only during the call.
+// last may be shorter) for one address. It may use both until the batch is
+// flushed.
 type sender interface {
 	send(b []byte, seg int, to *path)
 }
@@ -165,14 +166,18 @@ func forward(b []byte, seg int, h *hop, to *path, out sender, t *tally) {
 	out.send(b, seg, to)
 }
 
-// newSockets prepares UDP sockets; they stay the caller's until run.
+// newSockets prepares UDP sockets; they stay the caller's until run. Those of one
+// address are of one port.
 func newSockets(conns []*net.UDPConn) ([]*socket, error) {
+	ports := map[string]*port{}
 	var sockets []*socket
 	for _, c := range conns {
-		s, err := newSocket(c)
+		addr := c.LocalAddr().String()
+		s, err := newSocket(c, ports[addr])
 		if err != nil {
-			return nil, fmt.Errorf("UDP socket %s: %w", c.LocalAddr(), err)
+			return nil, fmt.Errorf("UDP socket %s: %w", addr, err)
 		}
+		ports[addr] = s.port
 		sockets = append(sockets, s)
 	}
 	return sockets, nil

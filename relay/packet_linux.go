@@ -15,7 +15,14 @@ import (
 const (
 	batchIn  = 32       // datagrams or trains received by one system call
 	batchOut = 64       // sent by one
+	batchVec = 256      // pieces of those
 	slabSize = 64 << 10 // a train is at most 65,535 bytes
+
+	// Beyond some 65,494 bytes the kernel splits a train in software, for 6.5
+	// times the cost; beyond 64 datagrams it refuses (UDP_MAX_SEGMENTS; 128 since
+	// Linux 6.9).
+	maxTrain    = 65000
+	maxSegments = 64
 
 	socketBuffer = 4 << 20 // bytes asked of the kernel; it may give less
 	maxFaults    = 100     // receive errors in a row: the socket is broken
@@ -43,24 +50,36 @@ func (s *sockaddr) addrPort() netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// A socket is a UDP socket which receives and sends trains where the kernel can
-// (UDP_GRO and UDP_SEGMENT, Linux 5.0).
-type socket struct {
-	conn     *net.UDPConn
-	raw      syscall.RawConn
+// A port is a UDP address of ours. Its sockets have it in common: which of them
+// receives is the kernel's choice, and any may send.
+type port struct {
+	socket   *socket     // one of them
 	segments atomic.Bool // the kernel and the device split trains for us
 }
 
-func newSocket(conn *net.UDPConn) (*socket, error) {
+// A socket is a UDP socket which receives and sends trains where the kernel can
+// (UDP_GRO and UDP_SEGMENT, Linux 5.0). One goroutine reads it.
+type socket struct {
+	port *port
+	conn *net.UDPConn
+	raw  syscall.RawConn
+}
+
+// newSocket prepares a socket of port p; nil: of a port of its own.
+func newSocket(conn *net.UDPConn, p *port) (*socket, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{conn: conn, raw: raw}
+	s := &socket{port: p, conn: conn, raw: raw}
+	if p == nil {
+		s.port = &port{socket: s}
+	}
 	conn.SetReadBuffer(socketBuffer)  // as much as the system allows
 	conn.SetWriteBuffer(socketBuffer) // as much as the system allows
 	err = raw.Control(func(fd uintptr) {
-		unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1) // without it datagrams come singly
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_GRO, 1)    // without it datagrams come singly
+		unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RXQ_OVFL, 1) // without it nobody counts what the kernel drops
 		if conn.LocalAddr().(*net.UDPAddr).IP.IsUnspecified() {
 			// A socket of both families tells IPv4 addresses in IPv6's form.
 			if family, _ := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_DOMAIN); family == unix.AF_INET6 {
@@ -70,7 +89,7 @@ func newSocket(conn *net.UDPConn) (*socket, error) {
 			}
 		}
 		_, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT)
-		s.segments.Store(err == nil)
+		s.port.segments.Store(err == nil)
 	})
 	return s, err
 }
@@ -91,9 +110,9 @@ type mmsghdr struct {
 	n uint32 // bytes received or sent
 }
 
-// control holds two control messages, aligned for their headers: the segment
-// size, and the local address.
-type control [8]uint64
+// control holds three control messages, aligned for their headers: the segment
+// size, the local address, and how many datagrams the kernel dropped.
+type control [11]uint64
 
 func (c *control) bytes() []byte { return unsafe.Slice((*byte)(unsafe.Pointer(c)), unsafe.Sizeof(*c)) }
 
@@ -108,9 +127,10 @@ func (c *control) put(off, level, typ int, data []byte) int {
 	return off + unix.CmsgSpace(len(data))
 }
 
-// read takes the segment size (0: not told) out of what the kernel wrote, and
+// read takes the segment size (0: not told) and the number of datagrams that the
+// socket had no room for so far (0: not told) out of what the kernel wrote, and
 // puts the local address into a.
-func (c *control) read(n int, a *sockaddr) (segment int) {
+func (c *control) read(n int, a *sockaddr) (segment int, overflow uint32) {
 	a.size = 0
 	for b := c.bytes()[:n]; len(b) >= unix.SizeofCmsghdr; {
 		h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
@@ -122,6 +142,8 @@ func (c *control) read(n int, a *sockaddr) (segment int) {
 		switch {
 		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && size == 4:
 			segment = int(int32(binary.NativeEndian.Uint32(data)))
+		case h.Level == unix.SOL_SOCKET && h.Type == unix.SO_RXQ_OVFL && size == 4:
+			overflow = binary.NativeEndian.Uint32(data)
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && size == unix.SizeofInet4Pktinfo:
 			a.size = unix.SizeofInet4Pktinfo
 			clear(a.local[:])
@@ -133,7 +155,7 @@ func (c *control) read(n int, a *sockaddr) (segment int) {
 		}
 		b = b[min(unix.CmsgSpace(size), len(b)):]
 	}
-	return segment
+	return segment, overflow
 }
 
 // A batch is the buffers of one goroutine that forwards: all are made once and
@@ -143,20 +165,21 @@ type batch struct {
 	socket *socket
 	tally  tally
 
-	in     [batchIn]mmsghdr
-	inVec  [batchIn]unix.Iovec
-	inName [batchIn]sockaddr
-	inCtl  [batchIn]control
-	slabs  [batchIn][slabSize]byte
-	from   path // of the datagram being handled
+	in       [batchIn]mmsghdr
+	inVec    [batchIn]unix.Iovec
+	inCtl    [batchIn]control
+	from     [batchIn]path // whom each is from
+	slabs    [batchIn][slabSize]byte
+	received int    // of in, by the call before
+	overflow uint32 // datagrams that the socket had no room for, so far
 
 	out     [batchOut]mmsghdr
-	outVec  [batchOut]unix.Iovec
-	outName [batchOut]sockaddr
 	outCtl  [batchOut]control
-	outSeg  [batchOut]int
-	via     *socket // of all that is queued
-	queued  int
+	trains  [batchOut]train
+	vecs    [batchVec]unix.Iovec
+	by      *socket // sends all that is queued
+	queued  int     // of out
+	usedVec int     // of vecs
 
 	// What the system calls below read and write: they are called by RawConn,
 	// and a closure made for each call would be an allocation for each.
@@ -167,19 +190,22 @@ type batch struct {
 	faults              int // in a row, while receiving
 }
 
+// A train is what one entry of a batch sends: datagrams of one size, of which
+// the last may be smaller, to one address.
+type train struct {
+	to         *path
+	size, seg  int // in bytes
+	first, end int // its pieces, of batch.vecs; each begins with a datagram
+}
+
 func newBatch(s *socket) *batch {
-	b := &batch{socket: s}
-	b.from.via = s
+	b := &batch{socket: s, received: batchIn}
 	for i := range b.in {
+		b.from[i].via = s.port
 		b.inVec[i].Base = &b.slabs[i][0]
 		b.inVec[i].SetLen(slabSize)
 		m := &b.in[i]
-		m.Name, m.Iov, m.Control = &b.inName[i].b[0], &b.inVec[i], &b.inCtl[i].bytes()[0]
-		m.SetIovlen(1)
-	}
-	for i := range b.out {
-		m := &b.out[i]
-		m.Name, m.Iov = &b.outName[i].b[0], &b.outVec[i]
+		m.Name, m.Iov, m.Control = &b.from[i].name.b[0], &b.inVec[i], &b.inCtl[i].bytes()[0]
 		m.SetIovlen(1)
 	}
 	b.readFunc = func(fd uintptr) bool { return b.call(unix.SYS_RECVMMSG, fd, &b.in[0], batchIn) }
@@ -190,10 +216,11 @@ func newBatch(s *socket) *batch {
 }
 
 // call makes one of the two system calls. It reports false when the socket is
-// not ready.
+// not ready. Neither call waits, and telling Go's scheduler of it costs more than
+// it gives: a third of the CPU of a train, and as much of a single packet.
 func (b *batch) call(trap, fd uintptr, m *mmsghdr, n int) bool {
 	for {
-		r, _, errno := syscall.Syscall6(trap, fd, uintptr(unsafe.Pointer(m)), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
+		r, _, errno := syscall.RawSyscall6(trap, fd, uintptr(unsafe.Pointer(m)), uintptr(n), unix.MSG_DONTWAIT, 0, 0)
 		if errno == unix.EINTR {
 			continue
 		}
@@ -204,12 +231,13 @@ func (b *batch) call(trap, fd uintptr, m *mmsghdr, n int) bool {
 
 // step receives one batch, forwards it and returns when it is sent.
 func (b *batch) step(f *forwarder) error {
-	for i := range b.in {
+	for i := range b.in[:b.received] { // the others are as they were
 		m := &b.in[i]
-		m.Namelen = uint32(len(b.inName[i].b))
+		m.Namelen = uint32(len(b.from[i].name.b))
 		m.SetControllen(len(b.inCtl[i].bytes()))
 		m.Flags = 0
 	}
+	b.received = 0
 	if err := b.socket.raw.Read(b.readFunc); err != nil {
 		return err
 	}
@@ -219,23 +247,26 @@ func (b *batch) step(f *forwarder) error {
 		}
 		return nil // most likely left on the socket by ICMP: the next call goes on
 	}
-	b.faults = 0
+	b.faults, b.received = 0, b.n
 	now := f.nanos()
-	for i := range b.n {
-		m := &b.in[i]
+	for i := range b.received {
+		m, from := &b.in[i], &b.from[i]
 		size := int(m.n)
+		seg, overflow := b.inCtl[i].read(int(m.Controllen), &from.name)
+		if overflow != 0 {
+			b.tally.dropped[dropOverflow] += uint64(overflow - b.overflow)
+			b.overflow = overflow
+		}
 		if m.Flags&unix.MSG_TRUNC != 0 {
 			b.tally.dropped[dropTruncated]++
 			continue
 		}
-		b.from.name = b.inName[i]
-		b.from.name.n = m.Namelen
-		b.from.addr = b.from.name.addrPort()
-		seg := b.inCtl[i].read(int(m.Controllen), &b.from.name)
 		if seg <= 0 || seg > size {
 			seg = size
 		}
-		f.train(b.slabs[i][:size], seg, &b.from, now, b, &b.tally)
+		from.name.n = m.Namelen
+		from.addr = from.name.addrPort()
+		f.train(b.slabs[i][:size], seg, from, now, b, &b.tally)
 	}
 	b.flush()
 	f.counter(&b.tally)
@@ -243,53 +274,86 @@ func (b *batch) step(f *forwarder) error {
 	return nil
 }
 
-// send queues a train.
+// send queues p, in as few trains as the kernel takes. What goes the way of the
+// train before it joins that one: packets that came singly leave together.
 func (b *batch) send(p []byte, seg int, to *path) {
-	if len(p) > seg && !to.via.segments.Load() {
-		for len(p) > 0 {
-			n := min(seg, len(p))
-			b.send(p[:n], n, to)
-			p = p[n:]
-		}
-		return
+	most := seg // bytes a train
+	if to.via.segments.Load() {
+		most = max(1, min(maxSegments, maxTrain/seg)) * seg
 	}
-	if b.queued == batchOut || b.queued > 0 && b.via != to.via {
+	for len(p) > 0 {
+		n := min(len(p), most)
+		if !b.join(p[:n], min(seg, n), to) {
+			b.queue(p[:n], min(seg, n), to)
+		}
+		p = p[n:]
+	}
+}
+
+// join adds p to the train that was queued last, if it can.
+func (b *batch) join(p []byte, seg int, to *path) bool {
+	if b.queued == 0 || b.usedVec == batchVec || !to.via.segments.Load() {
+		return false
+	}
+	i := b.queued - 1
+	t := &b.trains[i]
+	size := t.size + len(p)
+	ends := len(p) < t.seg // a smaller one is a train's last
+	if t.to != to || t.size%t.seg != 0 || seg != t.seg && !ends || size > maxTrain || size > maxSegments*t.seg {
+		return false
+	}
+	b.addVec(p)
+	t.size, t.end = size, b.usedVec
+	b.out[i].SetIovlen(t.end - t.first)
+	b.setControl(i, t.seg)
+	return true
+}
+
+// queue begins a train.
+func (b *batch) queue(p []byte, seg int, to *path) {
+	by := b.socket
+	if to.via != by.port {
+		by = to.via.socket
+	}
+	if b.queued == batchOut || b.usedVec == batchVec || b.queued > 0 && b.by != by {
 		b.flush()
 	}
-	b.via = to.via
+	b.by = by
 	i := b.queued
 	b.queued++
-	b.outVec[i].Base = &p[0]
-	b.outVec[i].SetLen(len(p))
-	b.outName[i] = to.name
-	b.outSeg[i] = seg
+	b.trains[i] = train{to: to, size: len(p), seg: seg, first: b.usedVec, end: b.usedVec + 1}
 	m := &b.out[i]
-	m.Namelen = to.name.n
-	n := b.local(i)
-	if len(p) > seg {
+	m.Name, m.Namelen = &to.name.b[0], to.name.n
+	m.Iov = &b.vecs[b.usedVec]
+	m.SetIovlen(1)
+	b.addVec(p)
+	if len(p) <= seg {
+		seg = 0
+	}
+	b.setControl(i, seg)
+}
+
+func (b *batch) addVec(p []byte) {
+	b.vecs[b.usedVec].Base = &p[0]
+	b.vecs[b.usedVec].SetLen(len(p))
+	b.usedVec++
+}
+
+// setControl writes the control messages of out[i]: the local address, if there
+// is one, and the size of segments, if it is not 0.
+func (b *batch) setControl(i, seg int) {
+	m, name, n := &b.out[i], &b.trains[i].to.name, 0
+	switch name.size {
+	case unix.SizeofInet4Pktinfo:
+		n = b.outCtl[i].put(n, unix.IPPROTO_IP, unix.IP_PKTINFO, name.local[:name.size])
+	case unix.SizeofInet6Pktinfo:
+		n = b.outCtl[i].put(n, unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, name.local[:name.size])
+	}
+	if seg > 0 {
 		var size [2]byte
 		binary.NativeEndian.PutUint16(size[:], uint16(seg))
 		n = b.outCtl[i].put(n, unix.IPPROTO_UDP, unix.UDP_SEGMENT, size[:])
 	}
-	b.setControl(i, n)
-}
-
-// local writes the first control message of out[i], the local address, if there
-// is one to write, and returns its length.
-func (b *batch) local(i int) int {
-	name := &b.outName[i]
-	switch name.size {
-	case unix.SizeofInet4Pktinfo:
-		return b.outCtl[i].put(0, unix.IPPROTO_IP, unix.IP_PKTINFO, name.local[:name.size])
-	case unix.SizeofInet6Pktinfo:
-		return b.outCtl[i].put(0, unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, name.local[:name.size])
-	}
-	return 0
-}
-
-// setControl gives out[i] its first n bytes of control messages.
-func (b *batch) setControl(i, n int) {
-	m := &b.out[i]
 	m.Control = nil
 	if n > 0 {
 		m.Control = &b.outCtl[i].bytes()[0]
@@ -307,14 +371,14 @@ func (b *batch) flush() {
 			i++
 		}
 	}
-	b.queued = 0
+	b.queued, b.usedVec = 0, 0
 }
 
 // write sends out[first:last] and returns how many went before the first that
 // did not.
 func (b *batch) write(first, last int) (int, syscall.Errno) {
 	b.first, b.last = first, last
-	if err := b.via.raw.Write(b.writeFunc); err != nil {
+	if err := b.by.raw.Write(b.writeFunc); err != nil {
 		return 0, unix.EBADF // closed
 	}
 	if b.errno != 0 {
@@ -327,23 +391,27 @@ func (b *batch) write(first, last int) (int, syscall.Errno) {
 // datagram at a time. EIO: the device cannot split (no checksum offload), and
 // will not later; EINVAL, EMSGSIZE: not on this path.
 func (b *batch) unsent(i int, errno syscall.Errno) {
-	size, seg := int(b.outVec[i].Len), b.outSeg[i]
-	if size <= seg || errno == unix.EBADF {
-		b.tally.dropped[dropSend] += uint64((size + seg - 1) / seg)
+	t := &b.trains[i]
+	if t.size <= t.seg || errno == unix.EBADF {
+		b.tally.dropped[dropSend] += uint64((t.size + t.seg - 1) / t.seg)
 		return
 	}
 	if errno == unix.EIO {
-		b.via.segments.Store(false)
+		b.by.port.segments.Store(false)
 	}
-	p := unsafe.Slice(b.outVec[i].Base, size)
-	b.setControl(i, b.local(i)) // without the segment size
-	for len(p) > 0 {
-		n := min(seg, len(p))
-		b.outVec[i].Base = &p[0]
-		b.outVec[i].SetLen(n)
-		if _, errno := b.write(i, i+1); errno != 0 {
-			b.tally.dropped[dropSend]++
+	b.setControl(i, 0)
+	b.out[i].SetIovlen(1)
+	for j := t.first; j < t.end; j++ {
+		v := &b.vecs[j]
+		b.out[i].Iov = v
+		for p := unsafe.Slice(v.Base, v.Len); len(p) > 0; {
+			n := min(t.seg, len(p))
+			v.Base = &p[0]
+			v.SetLen(n)
+			if _, errno := b.write(i, i+1); errno != 0 {
+				b.tally.dropped[dropSend]++
+			}
+			p = p[n:]
 		}
-		p = p[n:]
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -40,7 +41,7 @@ func relayed(t testing.TB) (b *batch, f *forwarder, left, right *net.UDPConn) {
 	t.Helper()
 	conn := udp(t)
 	left, right = udp(t), udp(t)
-	s, err := newSocket(conn)
+	s, err := newSocket(conn, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +56,7 @@ func relayed(t testing.TB) (b *batch, f *forwarder, left, right *net.UDPConn) {
 
 // pathOn is the path of an IPv4 address as s would read it.
 func pathOn(s *socket, addr netip.AddrPort) *path {
-	p := &path{addr: addr, via: s}
+	p := &path{addr: addr, via: s.port}
 	b4 := addr.Addr().As4()
 	binary.NativeEndian.PutUint16(p.name.b[:], unix.AF_INET)
 	binary.BigEndian.PutUint16(p.name.b[2:], addr.Port())
@@ -86,7 +87,7 @@ func TestTrainThroughKernel(t *testing.T) {
 	for name, split := range map[string]bool{"with UDP_SEGMENT": true, "without": false} {
 		t.Run(name, func(t *testing.T) {
 			b, f, left, right := relayed(t)
-			b.socket.segments.Store(split && b.socket.segments.Load())
+			b.socket.port.segments.Store(split && b.socket.port.segments.Load())
 			const seg, count = 1312, 40
 			train := bytes.Repeat(message(wire.PacketTransport, seg, 0xa), count)
 			wire.PutChannel(train[7*seg:], 0xf) // a stranger's, in the middle
@@ -174,7 +175,7 @@ func BenchmarkForward(b *testing.B) {
 	train := bytes.Repeat(message(wire.PacketTransport, seg, 0xa), count)
 	to := local(batch.socket.conn)
 	buf := make([]byte, 65535)
-	raw, err := newSocket(right) // joins what it receives
+	raw, err := newSocket(right, nil) // joins what it receives
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -194,10 +195,18 @@ func BenchmarkForward(b *testing.B) {
 // TestRefusedTrain: what the kernel does not split, we send singly.
 func TestRefusedTrain(t *testing.T) {
 	b, f, _, right := relayed(t)
-	if !b.socket.segments.Load() {
+	if !b.socket.port.segments.Load() {
 		t.Skip("this kernel sends no trains (UDP_SEGMENT)")
 	}
-	const seg, count = 100, 200 // more than UDP_MAX_SEGMENTS, 128 in Linux 6.18: EINVAL
+	err := b.socket.raw.Control(func(fd uintptr) { // no train without checksums: EINVAL
+		if err := unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const seg, count = 100, 200
 	train := bytes.Repeat(message(wire.PacketTransport, seg, 0xb), count)
 	to := f.byAddr.get(local(right)).path.Load()
 	b.send(message(wire.PacketTransport, 50, 1), 50, to)
@@ -208,14 +217,120 @@ func TestRefusedTrain(t *testing.T) {
 	if len(got) != count+2 || len(got[0]) != 50 || len(got[1]) != seg || len(got[count+1]) != 60 {
 		t.Errorf("%d datagrams, want %d in order", len(got), count+2)
 	}
-	if n := b.tally.dropped[dropSend]; n != 0 || !b.socket.segments.Load() {
-		t.Errorf("%d drops, trains still sent: %v; want none, true", n, b.socket.segments.Load())
+	if n := b.tally.dropped[dropSend]; n != 0 || !b.socket.port.segments.Load() {
+		t.Errorf("%d drops, trains still sent: %v; want none, true", n, b.socket.port.segments.Load())
 	}
 	b.socket.conn.Close()
 	b.send(train, seg, to)
 	b.flush()
 	if n := b.tally.dropped[dropSend]; n != count {
 		t.Errorf("%d drops on a closed socket, want %d", n, count)
+	}
+}
+
+// TestTrainsLeaveWhole counts the datagrams of each train that arrives. A train
+// of more than some 65,494 bytes would arrive in pieces, split in software, and
+// what is queued for one address leaves together as far as it may.
+func TestTrainsLeaveWhole(t *testing.T) {
+	data := func(n, count int) []byte {
+		return bytes.Repeat(message(wire.PacketTransport, n, 0xb), count)
+	}
+	type piece struct {
+		b   []byte
+		seg int
+	}
+	for _, tc := range []struct {
+		name string
+		sent []piece
+		want []int // datagrams of each train
+	}{
+		{"a full train", []piece{{data(1312, 49), 1312}}, []int{49}},
+		{"more bytes than a train has", []piece{{data(1424, 46), 1424}}, []int{45, 1}},
+		{"the most that a socket receives", []piece{{data(1040, 63)[:65507], 1040}}, []int{62, 1}},
+		{"more datagrams than a train has", []piece{{data(100, 200), 100}}, []int{64, 64, 64, 8}},
+		{"singles", []piece{{data(96, 1), 96}, {data(96, 1), 96}, {data(96, 1), 96}}, []int{3}},
+		{"trains", []piece{{data(1312, 20), 1312}, {data(1312, 20), 1312}, {data(1312, 20), 1312}}, []int{40, 20}},
+		{"a short end, and what follows", []piece{{data(1312, 4), 1312}, {data(1312, 1)[:500], 1312}, {data(1312, 4), 1312}}, []int{5, 4}},
+		{"a larger one", []piece{{data(96, 2), 96}, {data(1312, 1), 1312}}, []int{2, 1}},
+		{"one that ended", []piece{{data(1312, 3)[:3000], 1312}, {data(1312, 2), 1312}}, []int{3, 2}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			b, f, _, right := relayed(t)
+			if !b.socket.port.segments.Load() {
+				t.Skip("this kernel sends no trains (UDP_SEGMENT)")
+			}
+			in, err := newSocket(right, nil) // joins what it receives
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := newBatch(in)
+			var all []byte
+			to := f.byAddr.get(local(right)).path.Load()
+			for _, p := range tc.sent {
+				all = append(all, p.b...)
+				b.send(p.b, p.seg, to)
+			}
+			b.flush()
+			var got []byte
+			var counts []int
+			right.SetReadDeadline(time.Now().Add(5 * time.Second))
+			for len(got) < len(all) {
+				for i := range r.in {
+					r.in[i].Namelen = uint32(len(r.from[i].name.b))
+					r.in[i].SetControllen(len(r.inCtl[i].bytes()))
+				}
+				if err := in.raw.Read(r.readFunc); err != nil || r.errno != 0 {
+					t.Fatalf("%d of %d bytes arrived: %v, %v", len(got), len(all), err, r.errno)
+				}
+				for i := range r.n {
+					size := int(r.in[i].n)
+					seg, _ := r.inCtl[i].read(int(r.in[i].Controllen), &r.from[i].name)
+					if seg == 0 {
+						seg = size
+					}
+					counts = append(counts, (size+seg-1)/seg)
+					got = append(got, r.slabs[i][:size]...)
+				}
+			}
+			if !bytes.Equal(got, all) {
+				t.Errorf("%d bytes arrived, not those %d that were sent", len(got), len(all))
+			}
+			if !slices.Equal(counts, tc.want) {
+				t.Errorf("trains of %d datagrams, want %d", counts, tc.want)
+			}
+		})
+	}
+}
+
+// TestOverflowIsCounted: what the kernel has no room for is dropped by nobody we
+// see; it tells with the next datagram.
+func TestOverflowIsCounted(t *testing.T) {
+	b, f, left, right := relayed(t)
+	const size = 1312
+	m := message(wire.PacketTransport, size, 0xa)
+	b.socket.conn.SetReadBuffer(1)
+	right.SetReadBuffer(socketBuffer)
+	var total tally
+	f.counter = func(c *tally) {
+		total.packets += c.packets
+		total.dropped[dropOverflow] += c.dropped[dropOverflow]
+	}
+	const count = 20
+	for range count {
+		if _, err := left.WriteToUDPAddrPort(m, local(b.socket.conn)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for total.packets+total.dropped[dropOverflow] < count {
+		if err := b.step(f); err != nil {
+			t.Fatal(err)
+		}
+		if total.packets < count { // the one that tells of those before it
+			left.WriteToUDPAddrPort(m, local(b.socket.conn))
+		}
+	}
+	if total.dropped[dropOverflow] == 0 || total.packets == 0 {
+		t.Errorf("%d forwarded, %d dropped; want some of each", total.packets, total.dropped[dropOverflow])
 	}
 }
 

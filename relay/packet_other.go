@@ -13,10 +13,22 @@ const slabSize = 64 << 10
 // sockaddr is not needed where the standard library sends.
 type sockaddr struct{}
 
-// A socket is a UDP socket that receives and sends datagrams singly.
-type socket struct{ conn *net.UDPConn }
+// A port is a UDP address of ours.
+type port struct{ conn *net.UDPConn }
 
-func newSocket(conn *net.UDPConn) (*socket, error) { return &socket{conn: conn}, nil }
+// A socket is a UDP socket that receives and sends datagrams singly.
+type socket struct {
+	port *port
+	conn *net.UDPConn
+}
+
+// newSocket prepares a socket of port p; nil: of a port of its own.
+func newSocket(conn *net.UDPConn, p *port) (*socket, error) {
+	if p == nil {
+		p = &port{conn}
+	}
+	return &socket{p, conn}, nil
+}
 
 // run forwards what arrives until the socket is closed.
 func (s *socket) run(f *forwarder) error {
@@ -37,7 +49,7 @@ type batch struct {
 }
 
 func newBatch(s *socket) *batch {
-	return &batch{socket: s, from: path{via: s}}
+	return &batch{socket: s, from: path{via: s.port}}
 }
 
 // step receives and forwards one datagram.
