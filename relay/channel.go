@@ -24,8 +24,11 @@ type restingChannel struct {
 	since   time.Time
 }
 
-// take returns a channel that was not in use for channelRest.
-func (c *channels) take(now time.Time) uint32 {
+// take returns a channel that was not in use for channelRest. The channels of
+// both sides of an edge have the low byte in common, by which the kernel chooses
+// the socket that receives them (see spread): beside is the other side's, 0 if
+// it has none. 16 bits are left to chance.
+func (c *channels) take(now time.Time, beside uint32) uint32 {
 	n := 0
 	for n < len(c.resting) && (now.Sub(c.resting[n].since) >= channelRest || len(c.resting)-n > maxChannels) {
 		delete(c.used, c.resting[n].channel)
@@ -38,7 +41,11 @@ func (c *channels) take(now time.Time) uint32 {
 	for {
 		var b [4]byte
 		rand.Read(b[:])
-		if channel := wire.Channel(b[:]); channel != 0 && !c.used[channel] {
+		channel := wire.Channel(b[:])
+		if beside != 0 {
+			channel = channel&^0xff | beside&0xff
+		}
+		if channel != 0 && !c.used[channel] {
 			c.used[channel] = true
 			return channel
 		}

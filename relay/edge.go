@@ -207,8 +207,8 @@ func (h *hub) answer(n *session, m *wire.EdgeAnswer) {
 		return
 	}
 	now := h.now()
-	e.laptop.channel = e.laptop.session.channels.take(now)
-	e.node.channel = n.channels.take(now)
+	e.laptop.channel = e.laptop.session.channels.take(now, 0)
+	e.node.channel = n.channels.take(now, e.laptop.channel)
 	h.openLocked(e, EventEdgeOpen)
 	n.send(&wire.EdgeOpen{Edge: e.id, Peer: e.laptop.key, Channel: e.node.channel})
 	if e.laptop.session.grant.Statement.Issued.After(e.told) { // renewed while the node made up its mind
@@ -292,7 +292,7 @@ func (h *hub) hold(s *session, m *wire.EdgeHold) {
 		s.channels.give(mine.channel, now)
 		h.unhop(s, mine.channel)
 	}
-	mine.session, mine.channel = s, s.channels.take(now)
+	mine.session, mine.channel = s, s.channels.take(now, other.channel)
 	s.edges[e.id] = e
 	if s.kind != kindNode {
 		e.claim(s)

@@ -150,14 +150,25 @@ func cpu(t testing.TB) time.Duration {
 func BenchmarkRelay(b *testing.B) {
 	for _, l := range loads {
 		for _, pairs := range []int{1, 4} {
-			b.Run(fmt.Sprintf("%s/edges=%d", l.name, pairs), func(b *testing.B) { benchmarkRelay(b, l, pairs) })
+			for _, readers := range []int{1, 2} {
+				b.Run(fmt.Sprintf("%s/edges=%d/sockets=%d", l.name, pairs, readers), func(b *testing.B) { benchmarkRelay(b, l, pairs, readers) })
+			}
 		}
 	}
 }
 
-func benchmarkRelay(b *testing.B, l load, pairs int) {
-	conn := udp(b)
-	sockets, err := newSockets([]*net.UDPConn{conn})
+func benchmarkRelay(b *testing.B, l load, pairs, readers int) {
+	conns, err := ListenUDP("127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	conns, spare := conns[:min(readers, len(conns))], conns[min(readers, len(conns)):]
+	for _, c := range spare {
+		c.Close()
+	}
+	spread(conns[0], len(conns))
+	conn := conns[0]
+	sockets, err := newSockets(conns)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -303,6 +303,11 @@ func TestNoAllocations(t *testing.T) {
 func FuzzTrain(f *testing.F) {
 	f.Add(message(wire.PacketTransport, 64, 0xa), 32, true)
 	f.Add(message(1, 148, 0xa), 148, true)
+	f.Add(bytes.Repeat(message(wire.PacketTransport, 40, 0xa), 3)[:101], 40, true)                             // an odd last segment
+	f.Add(append(message(wire.PacketTransport, 40, 0xa), message(wire.PacketTransport, 40, 0xb)...), 40, true) // mixed channels
+	f.Add(message(wire.PacketTransport, 40, 0xa), 3, true)                                                     // segments too short for a channel
+	f.Add(message(wire.PacketTransport, 40, 0xa), 65535, true)                                                 // a segment larger than all
+	f.Add([]byte{wire.PacketTransport, 0, 0}, 3, true)
 	f.Add(wire.NewBindMAC(key.NewBind()).AppendRequest(nil, 1, 2, wire.BindSize), 96, false)
 	f.Fuzz(func(t *testing.T, b []byte, seg int, bound bool) {
 		if len(b) > 65535 || seg < 0 || seg > 65535 {
@@ -375,15 +380,25 @@ func TestChannelsRest(t *testing.T) {
 	now := time.Now()
 	seen := map[uint32]bool{}
 	for range 1000 {
-		n := c.take(now)
+		n := c.take(now, 0)
 		if n == 0 || n > wire.MaxChannel || seen[n] {
 			t.Fatalf("channel %d", n)
 		}
 		seen[n] = true
 		c.give(n, now)
 	}
-	c.take(now.Add(channelRest))
+	c.take(now.Add(channelRest), 0)
 	if len(c.used) != 1 || len(c.resting) != 0 {
 		t.Errorf("after %s, %d channels are in use and %d rest; want 1, 0", channelRest, len(c.used), len(c.resting))
+	}
+}
+
+func TestChannelsShareAByte(t *testing.T) {
+	var c channels
+	now := time.Now()
+	for range 1000 {
+		if n := c.take(now, 0x123400); n == 0 || n&0xff != 0 {
+			t.Fatalf("channel %#x does not have the low byte of the other side's", n)
+		}
 	}
 }

@@ -74,17 +74,13 @@ func (w *world) start() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	addr, err := net.ResolveUDPAddr("udp", w.udp)
+	udp, err := ListenUDP(w.udp)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	udp, err := net.ListenUDP("udp", addr)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.tcp, w.udp = tcp.Addr().String(), udp.LocalAddr().String()
+	w.tcp, w.udp = tcp.Addr().String(), udp[0].LocalAddr().String()
 	w.relay, err = New(Config{
-		StateDir: w.dir, Listener: tcp, UDP: []*net.UDPConn{udp}, TLS: TLS{SelfSigned: []string{"127.0.0.1"}},
+		StateDir: w.dir, Listener: tcp, UDP: udp, TLS: TLS{SelfSigned: []string{"127.0.0.1"}},
 		Metrics: prometheus.NewRegistry(), Audit: &w.audit, Now: w.now,
 	})
 	if err != nil {

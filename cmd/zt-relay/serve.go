@@ -147,12 +147,12 @@ func serve(ctx context.Context, env *environment, o serveOptions) error {
 	if udp == "" {
 		udp = cfg.Listener.Addr().String()
 	}
-	conn, err := net.ListenPacket("udp", udp)
-	if err != nil {
+	if cfg.UDP, err = relay.ListenUDP(udp); err != nil {
 		return listenError(udp, err)
 	}
-	opened.add(conn)
-	cfg.UDP = []*net.UDPConn{conn.(*net.UDPConn)}
+	for _, c := range cfg.UDP {
+		opened.add(c)
+	}
 	if o.metrics != "" {
 		if cfg.Health, err = net.Listen("tcp", o.metrics); err != nil {
 			return listenError(o.metrics, err)
@@ -180,7 +180,7 @@ func serve(ctx context.Context, env *environment, o serveOptions) error {
 	if err != nil {
 		return err
 	}
-	greet(env.stdout, s, conn.LocalAddr())
+	greet(env.stdout, s, cfg.UDP[0].LocalAddr())
 	opened = nil
 	return s.Run(ctx)
 }
