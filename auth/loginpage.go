@@ -6,7 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"html/template"
+	"html"
 	"net/http"
 	"time"
 )
@@ -34,64 +34,72 @@ const loginStyle = `body{font:16px/1.5 system-ui,sans-serif;max-width:38em;margi
 h1{font-size:1.4em}dt{font-weight:600;margin-top:.8em}dd{margin:0;overflow-wrap:anywhere}.bad{color:#a40e26}
 @media(prefers-color-scheme:dark){body{color:#e6edf3;background:#0d1117}.bad{color:#ff7b72}}`
 
-// loginTemplate stands alone: no script, no image, no font, nothing from
-// elsewhere, so that its Content-Security-Policy can refuse all of that.
-var loginTemplate = template.Must(template.New("login").Parse(`<!doctype html>
+// write appends the page. It stands alone: no script, no image, no font, nothing
+// from elsewhere, so that its Content-Security-Policy can refuse all of that. It
+// is written by hand and not by html/template: that package calls methods by
+// name, and a linker that sees such calls keeps every exported method of every
+// package, a fifth of the program.
+func (p loginPage) write(b *bytes.Buffer) {
+	// markup holds only what stands in this file; text is anybody's.
+	markup := func(s string) { b.WriteString(s) }
+	text := func(before, s, after string) {
+		b.WriteString(before)
+		b.WriteString(html.EscapeString(s))
+		b.WriteString(after)
+	}
+	markup(`<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>zt: {{.Title}}</title>
-<style>{{.Style}}</style>
-</head>
-<body>
-<h1{{if .What}} class="bad"{{end}}>{{.Title}}</h1>
-{{- with .What}}
-<p>{{.}}</p>
-{{- end}}
-{{- with .Hint}}
-<p><b>What to do:</b> {{.}}</p>
-{{- end}}
-{{- with .Summary}}{{if .Person}}
-<dl>
-<dt>Logged in as</dt><dd>{{.Person}}</dd>
-{{- if .Groups}}
-<dt>Groups</dt>
-{{- range .Groups}}
-<dd>{{.}}</dd>
-{{- end}}
-{{- else}}
-<dt>Groups</dt><dd>none</dd>
-{{- end}}
-{{- with $.Until}}
-<dt>Until</dt><dd>{{.}}</dd>
-{{- end}}
-{{- if .Clusters}}
-<dt>Clusters</dt>
-{{- range .Clusters}}
-<dd>{{.}}</dd>
-{{- end}}
-{{- end}}
-</dl>
-{{- end}}
-{{- range .Notes}}
-<p>{{.}}</p>
-{{- end}}{{end}}
-<p>You can close this page and go back to the terminal.</p>
-</body>
-</html>
-`))
+`)
+	text("<title>zt: ", p.Title, "</title>\n")
+	markup("<style>" + loginStyle + "</style>\n</head>\n<body>\n")
+	if p.What == "" {
+		text("<h1>", p.Title, "</h1>\n")
+	} else {
+		text(`<h1 class="bad">`, p.Title, "</h1>\n")
+		text("<p>", p.What, "</p>\n")
+	}
+	if p.Hint != "" {
+		text("<p><b>What to do:</b> ", p.Hint, "</p>\n")
+	}
+	if s := p.Summary; s.Person != "" {
+		text("<dl>\n<dt>Logged in as</dt><dd>", s.Person, "</dd>\n")
+		if len(s.Groups) == 0 {
+			markup("<dt>Groups</dt><dd>none</dd>\n")
+		} else {
+			markup("<dt>Groups</dt>\n")
+		}
+		for _, g := range s.Groups {
+			text("<dd>", g, "</dd>\n")
+		}
+		if p.Until != "" {
+			text("<dt>Until</dt><dd>", p.Until, "</dd>\n")
+		}
+		if len(s.Clusters) > 0 {
+			markup("<dt>Clusters</dt>\n")
+		}
+		for _, c := range s.Clusters {
+			text("<dd>", c, "</dd>\n")
+		}
+		markup("</dl>\n")
+	}
+	for _, n := range p.Summary.Notes {
+		text("<p>", n, "</p>\n")
+	}
+	markup("<p>You can close this page and go back to the terminal.</p>\n</body>\n</html>\n")
+}
 
 type loginPage struct {
 	Title, What, Hint, Until string
-	Style                    template.CSS
 	Summary                  LoginSummary
 }
 
 // renderLogin makes the last page of a visit that brought tokens and ended
 // with err.
 func renderLogin(tokens []Tokens, err error, summary func([]Tokens) LoginSummary) []byte {
-	p := loginPage{Title: "You are logged in", Style: loginStyle}
+	p := loginPage{Title: "You are logged in"}
 	if len(tokens) > 0 {
 		p.Summary = printableSummary(summary(tokens))
 	}
@@ -119,9 +127,7 @@ func renderLogin(tokens []Tokens, err error, summary func([]Tokens) LoginSummary
 		}
 	}
 	var b bytes.Buffer
-	if terr := loginTemplate.Execute(&b, p); terr != nil { // the data are texts: a fault of the template
-		return []byte("<!doctype html><title>zt</title><p>The login is over. Go back to the terminal.")
-	}
+	p.write(&b)
 	return b.Bytes()
 }
 
