@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+)
+
+const (
+	// gcPercent is the garbage collector's, if the environment names none (GOGC):
+	// it halves what garbage may grow to and did not cost throughput when it was
+	// measured. A limit (GOMEMLIMIT) would: wireguard-go's buffers are 64 KiB each,
+	// mostly never touched, and count in full.
+	gcPercent = 50
+
+	memoryTick = 10 * time.Second
+	// memoryQuiet is the most that is allocated in a tick while nobody asks for
+	// anything, in bytes.
+	memoryQuiet = 256 << 10
+	// memorySlack is by how many bytes the heap must have grown before giving back
+	// is worth the page faults of whoever comes next. A kubectl call allocates less.
+	memorySlack = 2 << 20
+)
+
+// keepMemorySmall has the process give back to the system what starting and
+// serving took, each time that is over. The returned function ends that, and
+// returns when it has ended.
+func keepMemorySmall(env *environment) (stop func()) {
+	if env.getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	ctx, cancel := context.WithCancel(context.Background()) // ends by stop
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(memoryTick)
+		defer tick.Stop()
+		h := newHeap()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				h.release()
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// heap watches what the Go heap holds of the system's memory.
+type heap struct {
+	samples          [4]metrics.Sample
+	allocated, floor uint64 // bytes; at the last look, and held after the last release
+}
+
+func newHeap() *heap {
+	h := &heap{}
+	for i, name := range [...]string{
+		"/gc/heap/allocs:bytes",
+		"/memory/classes/heap/objects:bytes", "/memory/classes/heap/unused:bytes", "/memory/classes/heap/free:bytes",
+	} {
+		h.samples[i].Name = name
+	}
+	return h
+}
+
+// read returns the bytes allocated since the start and those held now.
+func (h *heap) read() (allocated, held uint64) {
+	metrics.Read(h.samples[:]) // stops nothing
+	for _, s := range h.samples[1:] {
+		held += s.Value.Uint64()
+	}
+	return h.samples[0].Value.Uint64(), held
+}
+
+// release gives back what the heap has grown by, if little was allocated since
+// the call before. The runtime by itself holds it for minutes: it collects an
+// idle heap every two minutes, and only the second collection lets go of what
+// lies in a sync.Pool.
+func (h *heap) release() bool {
+	allocated, held := h.read()
+	worth := allocated-h.allocated <= memoryQuiet && held > h.floor+memorySlack
+	if worth {
+		runtime.GC()
+		debug.FreeOSMemory()
+		allocated, h.floor = h.read()
+	}
+	h.allocated = allocated
+	return worth
+}
