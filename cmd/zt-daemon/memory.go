@@ -43,7 +43,9 @@ func keepMemorySmall(env *environment) (stop func()) {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				h.release()
+				if h.release() {
+					releaseText()
+				}
 			}
 		}
 	}()
