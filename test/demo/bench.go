@@ -22,7 +22,7 @@ const (
 	benchRequests = 400                    // on each of two kept connections
 )
 
-// bench measures what zt adds on loopback: the same kubectl with the same exec
+// bench measures what both ends hold when idle, and what zt adds on loopback: the same kubectl with the same exec
 // credential, and the same request on a kept connection, through the overlay and
 // straight to the API server, one after the other so that both meet the same
 // machine.
@@ -35,6 +35,9 @@ func (s *story) bench(ctx context.Context) error {
 		return err
 	}
 	if _, err := s.alice.Login(ctx, "alice"); err != nil {
+		return err
+	}
+	if err := s.benchMemory(ctx); err != nil { // first: it wants no edge
 		return err
 	}
 	ca, err := s.directContext(ctx)
