@@ -178,10 +178,11 @@ func (m *member) live(life int) {
 // pauseLocked is daemon.Session's.
 func (m *member) pauseLocked() time.Duration {
 	if !m.busy {
+		spread := m.swarm.cfg.Spread
 		if m.losses == 0 {
-			return mrand.N(reconnectIdle)
+			return mrand.N(spread)
 		}
-		return reconnectIdle/2 + mrand.N(reconnectIdle)
+		return spread/2 + mrand.N(spread)
 	}
 	if m.losses == 0 {
 		return mrand.N(reconnectJitter)

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/zt-daemon/zt/auth/key"
 	"github.com/zt-daemon/zt/test/lab"
 )
 
@@ -39,6 +40,8 @@ type Config struct {
 	Probes int
 	// Joining is how many members join at once; default 64.
 	Joining int
+	// Spread is over how long idle members come back; default zt-daemon's 30 s.
+	Spread time.Duration
 }
 
 // Swarm is a relay and its participants. Make it with New.
@@ -70,6 +73,9 @@ func New(ctx context.Context, cfg Config) (_ *Swarm, err error) {
 	}
 	if cfg.Joining == 0 {
 		cfg.Joining = 64
+	}
+	if cfg.Spread == 0 {
+		cfg.Spread = reconnectIdle
 	}
 	s := &Swarm{cfg: cfg, agenda: newAgenda(), dials: make(chan dial)}
 	s.ctx, s.stop = context.WithCancel(context.WithoutCancel(ctx)) // ends by Close
@@ -130,6 +136,10 @@ func (s *Swarm) Join(ctx context.Context) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	byKey := map[key.WireGuardPublic]*member{}
+	for _, n := range s.nodes {
+		byKey[n.key.Public()] = n
+	}
 	for i := range s.cfg.Flows {
 		f := flow{laptop: s.laptops[i]}
 		cluster := s.network.clusters[i%len(s.network.clusters)].name
@@ -137,10 +147,8 @@ func (s *Swarm) Join(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("an edge to %s: %w", cluster, err)
 		}
-		for _, n := range s.nodes {
-			if n.key.Public() == peer {
-				f.node = n
-			}
+		if f.node = byKey[peer]; f.node == nil {
+			return fmt.Errorf("an edge to %s leads to a stranger, %s", cluster, peer)
 		}
 		f.laptop.setBusy()
 		f.node.setBusy()

@@ -37,7 +37,7 @@ func TestSwarm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := New(ctx, Config{Lab: l, Program: filepath.Join(bin, "zt-relay"), Clusters: 20, Nodes: 3, Laptops: 140, Flows: 10, Probes: 2})
+	s, err := New(ctx, Config{Lab: l, Program: filepath.Join(bin, "zt-relay"), Clusters: 20, Nodes: 3, Laptops: 140, Flows: 10, Probes: 2, Spread: 5 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
