@@ -57,26 +57,33 @@ func (s *Server) grantPerson(ctx context.Context, p *session, number uint32, m *
 }
 
 func (s *Server) grantNode(p *session, number uint32, body []byte) *auth.RefusedError {
-	g, r := s.verifyNode(p, body)
+	g, k, r := s.verifyNode(p, body)
 	if r != nil {
 		return r
 	}
-	return s.hub.admitNode(p, number, g, s.documents.network().NodeAddr(p.key))
+	return s.hub.admitNode(p, number, g, k, s.documents.network().NodeAddr(p.key))
 }
 
-func (s *Server) verifyNode(p *session, body []byte) (auth.NodeGrant, *auth.RefusedError) {
+// verifyNode also says which of the cluster's keys proved the grant.
+func (s *Server) verifyNode(p *session, body []byte) (g auth.NodeGrant, k key.ClusterPublic, r *auth.RefusedError) {
 	g, err := auth.ParseNodeGrant(body)
 	if err != nil {
-		return g, asRefused(err)
+		return g, k, asRefused(err)
 	}
 	if g.Key != p.key {
-		return g, &auth.RefusedError{Reason: auth.ReasonChannelKey}
+		return g, k, &auth.RefusedError{Reason: auth.ReasonChannelKey}
 	}
 	if _, ok := s.documents.cluster(g.Cluster); !ok {
-		return g, refused(wire.ReasonUnknownCluster, g.Cluster, "run `zt-daemon cluster add` for it")
+		return g, k, refused(wire.ReasonUnknownCluster, g.Cluster, "run `zt-daemon cluster add` for it")
 	}
 	now := s.now()
-	return g, asRefused(g.Verify(s.documents.network(), s.documents.clusterKeys(g.Cluster, now), now))
+	r = &auth.RefusedError{Reason: auth.ReasonClusterKey, Detail: fmt.Sprintf("node grant for cluster %q", g.Cluster)} // of no live key
+	for _, k = range s.documents.clusterKeys(g.Cluster, now) {
+		if r = asRefused(g.Verify(s.documents.network(), []key.ClusterPublic{k}, now)); r == nil || r.Reason != auth.ReasonClusterKey {
+			break
+		}
+	}
+	return g, k, r
 }
 
 // statement renews a lease.
@@ -109,10 +116,9 @@ func (s *Server) proveAdmin(m *wire.AdminProof, handshake [32]byte, p *session) 
 
 // serveAdmin answers an administrator, who stays a few minutes.
 func (s *Server) serveAdmin(ctx context.Context, p *session, l *link) error {
-	ctx, cancel := context.WithTimeout(ctx, maxAdmin)
-	defer cancel()
+	end := time.Now().Add(maxAdmin)
 	for {
-		number, m, err := l.receive(ctx, maxAdminIdle)
+		number, m, err := l.receive(min(maxAdminIdle, time.Until(end)))
 		if err != nil {
 			return err
 		}
@@ -177,7 +183,7 @@ func (s *Server) runVerifier(ctx context.Context) error {
 		case <-s.recheckNow:
 		}
 		if v != nil {
-			s.hub.recheck(v, func(c string) []key.ClusterPublic { return s.documents.clusterKeys(c, s.now()) }, s.documents.network())
+			s.hub.recheck(v, func(c string) []key.ClusterPublic { return s.documents.clusterKeys(c, s.now()) })
 		}
 	}
 }

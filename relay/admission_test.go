@@ -485,7 +485,7 @@ func TestRevoke(t *testing.T) {
 
 	// When no grant of before can live, the revocation is gone.
 	w.skew.Store(int64(auth.MaxGrantAge + time.Hour))
-	w.relay.hub.expire(w.now())
+	w.relay.hub.expire(w.now(), true)
 	if n := len(w.relay.Status().Revoked); n != 0 {
 		t.Errorf("%d revocations are kept for ever", n)
 	}

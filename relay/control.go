@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -67,89 +68,104 @@ func (g *gate) waiting() float64 {
 	return float64(g.halfOpen)
 }
 
-// serveSession is GET /v1/session: one session, from upgrade to end.
-func (s *Server) serveSession(w http.ResponseWriter, r *http.Request) {
-	if !s.gate.enter() {
-		s.metrics.handshakes.WithLabelValues("full").Inc()
-		w.Header().Set("Retry-After", "1")
-		http.Error(w, "too many sessions are beginning", http.StatusServiceUnavailable)
-		return
+// serveSession is GET /v1/session: one session, from upgrade to end. The session
+// gets a goroutine of its own, so that the HTTP server's, whose stack a TLS
+// handshake has grown, and all it holds of the request can go.
+func (s *Server) serveSession(ctx context.Context) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !s.gate.enter() {
+			s.metrics.handshakes.WithLabelValues("full").Inc()
+			w.Header().Set("Retry-After", "1")
+			http.Error(w, "too many sessions are beginning", http.StatusServiceUnavailable)
+			return
+		}
+		l, err := accept(w, r)
+		if err != nil { // accept has answered
+			s.metrics.handshakes.WithLabelValues("no_upgrade").Inc()
+			s.gate.admitted()
+			s.gate.all.Done()
+			return
+		}
+		remote, _ := netip.ParseAddrPort(r.RemoteAddr)
+		go func() {
+			defer s.gate.all.Done()
+			s.session(ctx, l, remote)
+		}()
 	}
-	defer s.gate.all.Done()
+}
+
+// session is one session on l.
+func (s *Server) session(ctx context.Context, l *link, remote netip.AddrPort) {
 	admitted := sync.OnceFunc(s.gate.admitted)
 	defer admitted()
-	c, err := websocket.Accept(w, r, &websocket.AcceptOptions{CompressionMode: websocket.CompressionDisabled})
-	if err != nil { // Accept has answered
-		s.metrics.handshakes.WithLabelValues("no_upgrade").Inc()
-		return
+	defer l.c.CloseNow()
+	stop := context.AfterFunc(ctx, func() { l.c.CloseNow() })
+	p, unclaimed, err := s.handshake(l, remote)
+	if !stop() {
+		return // the relay stops
 	}
-	defer c.CloseNow()
-	c.SetReadLimit(wire.MaxMessage)
-	remote, _ := netip.ParseAddrPort(r.RemoteAddr)
-	p, l, unclaimed, err := s.handshake(r.Context(), c, remote)
 	if err != nil {
 		result := "failed"
-		if errors.Is(err, context.DeadlineExceeded) {
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			result = "timeout"
 		} else if errors.Is(err, wire.ErrHandshake) {
-			c.Close(websocket.StatusPolicyViolation, closeHandshake)
+			l.c.Close(websocket.StatusPolicyViolation, closeHandshake)
 		}
 		s.metrics.handshakes.WithLabelValues(result).Inc()
 		s.log.Debug("session handshake failed", "endpoint", remote, "err", err)
 		return
 	}
 	s.metrics.handshakes.WithLabelValues("done").Inc()
-	written := make(chan struct{})
-	go func() {
-		defer close(written)
-		p.write(r.Context(), l)
-	}()
-	err = s.converse(r.Context(), p, l, unclaimed, admitted)
+	defer context.AfterFunc(ctx, func() {
+		p.end(reasonClosing, "the relay stops", "")
+		l.c.CloseNow() // a write may wait for the participant
+	})()
+	err = s.converse(ctx, p, unclaimed, admitted)
 	if refusal, ok := errors.AsType[*auth.RefusedError](err); ok {
 		p.end(string(refusal.Reason), refusal.Detail, hintOf(refusal))
 	} else {
 		p.end(reasonGone, "", "")
 	}
-	<-written
-	s.hub.leave(p, p.ending.Reason, p.ending.Detail)
+	why := p.why()
+	s.hub.leave(p, why.Reason, why.Detail)
 }
 
 // handshake makes a session of a WebSocket. It is unclaimed if the participant
 // meant a relay that serves no network yet.
-func (s *Server) handshake(ctx context.Context, c *websocket.Conn, remote netip.AddrPort) (p *session, l *link, unclaimed bool, err error) {
-	step, cancel := context.WithTimeout(ctx, s.stepTimeout)
-	defer cancel()
-	first, err := readBinary(step, c)
+func (s *Server) handshake(l *link, remote netip.AddrPort) (p *session, unclaimed bool, err error) {
+	l.conn.SetReadDeadline(time.Now().Add(s.stepTimeout))
+	first, err := l.read()
 	if err != nil {
-		return nil, nil, false, err
+		return nil, false, err
 	}
 	second, peer, cipher, unclaimed, err := s.respond(first)
 	if err != nil {
-		return nil, nil, false, err
+		return nil, false, err
 	}
-	if err := c.Write(step, websocket.MessageBinary, second); err != nil {
-		return nil, nil, false, err
+	if err := l.write(second); err != nil {
+		return nil, false, err
 	}
 	now := s.now()
-	p, l = newSession(peer, remote, now), &link{c: c, cipher: cipher}
-	err = l.send(step, p.nextNumber(), &wire.Welcome{
+	l.cipher = cipher
+	p = newSession(peer, l, remote, now)
+	err = l.send(p.nextNumber(), &wire.Welcome{
 		Version: wire.Version, Session: p.id, Bind: p.bindKey, UDP: s.cfg.AdvertiseUDP, Time: uint64(now.UnixMilli()),
 	})
 	if err != nil {
-		return nil, nil, false, err
+		return nil, false, err
 	}
 	// Only this message proves the participant's key: the first can be replayed.
-	_, m, err := l.receive(ctx, s.stepTimeout)
+	_, m, err := l.receive(s.stepTimeout)
 	if err != nil {
-		return nil, nil, false, err
+		return nil, false, err
 	}
 	if hello, ok := m.(*wire.Hello); !ok || hello.Version < wire.Version {
 		why := &wire.Refused{Reason: wire.ReasonVersion, Detail: "this relay speaks version 1", Hint: "use versions of zt-daemon and zt-relay that belong together"}
-		l.send(ctx, p.nextNumber(), why)
-		c.Close(websocket.StatusPolicyViolation, why.Reason)
-		return nil, nil, false, errors.New("no hello of a version that this relay speaks")
+		l.send(p.nextNumber(), why)
+		l.c.Close(websocket.StatusPolicyViolation, why.Reason)
+		return nil, false, errors.New("no hello of a version that this relay speaks")
 	}
-	return p, l, unclaimed, nil
+	return p, unclaimed, nil
 }
 
 // respond tries the relay's keys, and the network's id or none.
@@ -173,8 +189,9 @@ func (s *Server) respond(first []byte) (second []byte, peer key.WireGuardPublic,
 }
 
 // converse reads a session's messages until it ends.
-func (s *Server) converse(ctx context.Context, p *session, l *link, unclaimed bool, admitted func()) error {
-	number, m, err := l.receive(ctx, s.stepTimeout)
+func (s *Server) converse(ctx context.Context, p *session, unclaimed bool, admitted func()) error {
+	l := p.link
+	number, m, err := l.receive(s.stepTimeout)
 	if err != nil {
 		return err
 	}
@@ -213,7 +230,7 @@ func (s *Server) converse(ctx context.Context, p *session, l *link, unclaimed bo
 		return s.serveAdmin(ctx, p, l)
 	}
 	for {
-		number, m, err := l.receive(ctx, goneAfter)
+		number, m, err := l.receive(goneAfter)
 		if err != nil {
 			return err
 		}

@@ -111,14 +111,14 @@ func (h *hub) admitPerson(s *session, number uint32, id *auth.Identity, g auth.G
 
 // admitNode gives s the lease of a verified node grant, or renews it, and
 // answers message number. Edges that waited for a node are then offered to s.
-func (h *hub) admitNode(s *session, number uint32, g auth.NodeGrant, addr netip.Addr) *auth.RefusedError {
+func (h *hub) admitNode(s *session, number uint32, g auth.NodeGrant, by key.ClusterPublic, addr netip.Addr) *auth.RefusedError {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if s.kind != "" {
 		if s.kind != kindNode || s.cluster != g.Cluster {
 			return refused(wire.ReasonNotAllowed, "the session was admitted as something else", "")
 		}
-		s.node, s.expires = g, g.Expires
+		s.node, s.nodeKey, s.expires = g, by, g.Expires
 		s.admitted(number, addr)
 		return nil
 	}
@@ -137,7 +137,7 @@ func (h *hub) admitNode(s *session, number uint32, g auth.NodeGrant, addr netip.
 		}
 	}
 	h.enterLocked(s, kindNode)
-	s.cluster, s.node, s.expires = g.Cluster, g, g.Expires
+	s.cluster, s.node, s.nodeKey, s.expires = g.Cluster, g, by, g.Expires
 	h.nodes[s.cluster] = append(h.nodes[s.cluster], s)
 	h.metrics.admissions.WithLabelValues(kindNode).Inc()
 	h.audit.write(s.subject(Event{Time: h.now(), Event: EventLogin, Expires: s.expires}))

@@ -2,6 +2,8 @@ package relay
 
 import (
 	"context"
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/zt-daemon/zt/auth"
@@ -10,7 +12,8 @@ import (
 )
 
 const (
-	sweepEvery   = 500 * time.Millisecond
+	sweepEvery   = 500 * time.Millisecond // of edges that wait
+	leasesEvery  = 4                      // sweeps: looking at ten thousand sessions takes a millisecond
 	recheckEvery = 30 * time.Second
 )
 
@@ -19,28 +22,22 @@ const (
 func (h *hub) sweep(ctx context.Context) {
 	ticker := time.NewTicker(sweepEvery)
 	defer ticker.Stop()
-	for {
+	for n := 1; ; n++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
-			h.expire(h.now())
+			h.expire(h.now(), n%leasesEvery == 0)
 		}
 	}
 }
 
-func (h *hub) expire(now time.Time) {
+// expire ends what is over at now: edges, and leases too if leases is set.
+func (h *hub) expire(now time.Time, leases bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, s := range h.sessions {
-		if now.Before(s.expires) {
-			continue
-		}
-		detail := "the statement was not renewed"
-		if s.identity != nil && !now.Before(s.identity.GrantEnds) {
-			detail = "the login has reached its end"
-		}
-		h.cutLocked(s, refused(wire.ReasonExpired, detail, ""))
+	if leases {
+		h.expireLeasesLocked(now)
 	}
 	for _, e := range h.waiting {
 		if now.Before(e.deadline) {
@@ -57,6 +54,28 @@ func (h *hub) expire(now time.Time) {
 		}
 	}
 	h.pruneRevocationsLocked(now)
+}
+
+// expireLeasesLocked cuts sessions whose lease is over, and asks those that were
+// silent for long whether they are still there.
+func (h *hub) expireLeasesLocked(now time.Time) {
+	clock := time.Now()
+	for _, s := range h.sessions {
+		silent := time.Duration(clock.UnixMilli()-s.heard.Load()) * time.Millisecond
+		switch {
+		case !now.Before(s.expires):
+			detail := "the statement was not renewed"
+			if s.identity != nil && !now.Before(s.identity.GrantEnds) {
+				detail = "the login has reached its end"
+			}
+			h.cutLocked(s, refused(wire.ReasonExpired, detail, ""))
+		case silent > goneAfter:
+			s.end(reasonGone, "nothing was heard for a while", "")
+		case silent >= pingAfter && clock.Sub(s.pinged) >= pingAgain:
+			s.pinged = clock
+			s.send(&wire.Ping{})
+		}
+	}
 }
 
 // renew extends the lease of a person or workload by a statement, ends it by one
@@ -91,7 +110,7 @@ func (h *hub) renew(s *session, number uint32, v *auth.Verifier, body []byte) *a
 }
 
 // recheck holds every lease against the issuers and records of now.
-func (h *hub) recheck(v *auth.Verifier, clusterKeys func(cluster string) []key.ClusterPublic, id auth.NetworkID) {
+func (h *hub) recheck(v *auth.Verifier, clusterKeys func(cluster string) []key.ClusterPublic) {
 	h.mu.Lock()
 	all := h.snapshotLocked()
 	leases := make([]lease, len(all))
@@ -99,11 +118,12 @@ func (h *hub) recheck(v *auth.Verifier, clusterKeys func(cluster string) []key.C
 		leases[i] = s.lease
 	}
 	h.mu.Unlock()
-	now := h.now()
 	for i, l := range leases {
 		var r *auth.RefusedError
 		if l.kind == kindNode {
-			r = asRefused(l.node.Verify(id, clusterKeys(l.cluster), now))
+			if !slices.Contains(clusterKeys(l.cluster), l.nodeKey) {
+				r = &auth.RefusedError{Reason: auth.ReasonClusterKey, Detail: fmt.Sprintf("node grant for cluster %q", l.cluster)}
+			}
 		} else {
 			r = v.Recheck(l.identity)
 		}

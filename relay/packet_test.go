@@ -50,7 +50,7 @@ func joined(t testing.TB) (f *forwarder, a, b *session) {
 }
 
 func testSession(f *forwarder) *session {
-	s := newSession(key.NewWireGuard().Public(), netip.AddrPort{}, time.Now())
+	s := newSession(key.NewWireGuard().Public(), nil, netip.AddrPort{}, time.Now())
 	f.add(s)
 	return s
 }

@@ -239,7 +239,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { s.hub.sweep(ctx); return nil })
 	g.Go(func() error { s.certs.run(ctx); return nil })
 	g.Go(func() error { return s.runVerifier(ctx) })
-	s.serve(ctx, g, tls.NewListener(s.cfg.Listener, s.certs.config), s.public())
+	s.serve(ctx, g, tls.NewListener(s.cfg.Listener, s.certs.config), s.public(ctx))
 	if s.cfg.Health != nil {
 		s.serve(ctx, g, s.cfg.Health, s.health())
 	}
@@ -285,9 +285,9 @@ func (s *Server) serve(ctx context.Context, g *errgroup.Group, ln net.Listener, 
 }
 
 // public is what the world sees.
-func (s *Server) public() http.Handler {
+func (s *Server) public(ctx context.Context) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /v1/session", s.serveSession)
+	mux.HandleFunc("GET /v1/session", s.serveSession(ctx))
 	mux.HandleFunc("GET /v1/head", func(w http.ResponseWriter, _ *http.Request) {
 		h := s.documents.newest()
 		if h == nil {

@@ -49,7 +49,7 @@ func TestRunEndsAllItBegan(t *testing.T) {
 	}
 	laptop.ended()
 	node.ended()
-	half.CloseNow()
+	half.c.CloseNow()
 	stacks := make([]byte, 1<<20)
 	for g := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
 		for _, ours := range []string{"relay.(*Server).", "relay.(*session).", "relay.(*hub).", "relay.(*batch).", "relay.(*audit).", "relay.(*certificates)."} {
@@ -98,7 +98,7 @@ func TestSlowStrangers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := silent.Read(ctx); err == nil || ctx.Err() != nil {
+	if _, _, err := silent.c.Read(ctx); err == nil || ctx.Err() != nil {
 		t.Errorf("a WebSocket without Noise: %v", err)
 	}
 	// Noise done, hello said, no grant.
@@ -116,8 +116,8 @@ func TestSlowStrangers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c2.Write(ctx, websocket.MessageBinary, first)
-	if _, _, err := c2.Read(ctx); websocket.CloseStatus(err) != websocket.StatusPolicyViolation {
+	c2.c.Write(ctx, websocket.MessageBinary, first)
+	if _, _, err := c2.c.Read(ctx); websocket.CloseStatus(err) != websocket.StatusPolicyViolation {
 		t.Errorf("garbage for a handshake: %v", err)
 	}
 }

@@ -32,7 +32,8 @@ const (
 const (
 	sendQueue    = 512              // control messages that wait for a slow participant
 	writeTimeout = 10 * time.Second // of one control message
-	pingAfter    = 60 * time.Second // without a message from the participant
+	pingAfter    = 75 * time.Second // without a message from the participant, which pings each minute
+	pingAgain    = 30 * time.Second
 	goneAfter    = 150 * time.Second
 )
 
@@ -55,15 +56,17 @@ type session struct {
 
 	requests limiter // edges it asks for, or, of a node, is offered
 
-	sendMu sync.Mutex // guards number, and the order of out
-	number uint32
-	out    chan outgoing
-	bulk   chan outgoing // documents: their sender waits
+	link    *link      // the goroutine of write sends on it
+	sendMu  sync.Mutex // guards what follows
+	number  uint32
+	queue   []outgoing
+	writing bool          // write runs, or has ended for good
+	drained chan struct{} // closed when write stops; nil: nobody waits for that
+	ending  *wire.Refused // why the session is over; nil: it is not
 
-	ended   chan struct{} // closed by end
-	endOnce sync.Once
-	ending  *wire.Refused // why; set before ended is closed
-	heard   atomic.Int64  // Unix milliseconds of the newest message
+	done   chan struct{} // closed when all was sent and the connection is closed
+	heard  atomic.Int64  // Unix milliseconds of the newest message
+	pinged time.Time     // guarded by hub.mu
 
 	lease // guarded by hub.mu
 }
@@ -75,6 +78,7 @@ type lease struct {
 	grant    auth.Grant     // theirs, with the newest statement
 	cluster  string         // of a node
 	node     auth.NodeGrant
+	nodeKey  key.ClusterPublic // that proved node
 	expires  time.Time
 	edges    map[wire.EdgeID]*edge
 	channels channels
@@ -85,10 +89,9 @@ type outgoing struct {
 	m      wire.Message
 }
 
-func newSession(k key.WireGuardPublic, remote netip.AddrPort, now time.Time) *session {
+func newSession(k key.WireGuardPublic, l *link, remote netip.AddrPort, now time.Time) *session {
 	s := &session{
-		id: randomID(), bindKey: key.NewBind(), key: k, remote: remote, started: now,
-		out: make(chan outgoing, sendQueue), bulk: make(chan outgoing), ended: make(chan struct{}),
+		id: randomID(), bindKey: key.NewBind(), key: k, remote: remote, started: now, link: l, done: make(chan struct{}),
 	}
 	s.mac = wire.NewBindMAC(s.bindKey)
 	s.heard.Store(now.UnixMilli())
@@ -111,10 +114,13 @@ func (s *session) send(m wire.Message) uint32 {
 	s.sendMu.Lock()
 	defer s.sendMu.Unlock()
 	s.number++
-	select {
-	case s.out <- outgoing{s.number, m}:
+	switch {
+	case s.ending != nil: // nothing follows the reason
+	case len(s.queue) >= sendQueue:
+		s.finishLocked(&wire.Refused{Reason: wire.ReasonTooMany, Detail: "it does not read its messages"})
 	default:
-		s.end(wire.ReasonTooMany, "it does not read its messages", "")
+		s.queue = append(s.queue, outgoing{s.number, m})
+		s.writeLocked()
 	}
 	return s.number
 }
@@ -126,12 +132,25 @@ func (s *session) nextNumber() uint32 {
 	return s.number
 }
 
-// sendBulk sends m when what is urgent has gone, and waits for that.
+// sendBulk sends m when all else has gone, and waits for that.
 func (s *session) sendBulk(ctx context.Context, m wire.Message) {
-	select {
-	case s.bulk <- outgoing{s.nextNumber(), m}:
-	case <-s.ended:
-	case <-ctx.Done():
+	for {
+		s.sendMu.Lock()
+		if !s.writing || s.ending != nil {
+			s.sendMu.Unlock()
+			s.send(m)
+			return
+		}
+		if s.drained == nil {
+			s.drained = make(chan struct{})
+		}
+		drained := s.drained
+		s.sendMu.Unlock()
+		select {
+		case <-drained:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
@@ -163,61 +182,79 @@ func (s *session) end(reason, detail, hint string) {
 
 // finish closes the session with the answer to a request.
 func (s *session) finish(why *wire.Refused) {
-	s.endOnce.Do(func() {
-		s.ending = why
-		close(s.ended)
-	})
+	s.sendMu.Lock()
+	defer s.sendMu.Unlock()
+	s.finishLocked(why)
 }
 
-// write sends what is queued until the session ends, and then says why.
-func (s *session) write(ctx context.Context, l *link) {
-	defer l.c.CloseNow()
-	ping := time.NewTicker(pingAfter / 2)
-	defer ping.Stop()
+func (s *session) finishLocked(why *wire.Refused) {
+	if s.ending == nil {
+		s.ending = why
+		s.writeLocked()
+	}
+}
+
+// why waits until the session has ended and says for which reason.
+func (s *session) why() *wire.Refused {
+	<-s.done
+	s.sendMu.Lock()
+	defer s.sendMu.Unlock()
+	return s.ending
+}
+
+// writeLocked has what is queued written: by a goroutine that lives as long as
+// there is something to write, for most sessions are idle.
+func (s *session) writeLocked() {
+	if !s.writing && s.link != nil {
+		s.writing = true
+		go s.write()
+	}
+}
+
+// write sends what is queued and, when the session is over, says why and closes
+// the connection.
+func (s *session) write() {
 	for {
-		select {
-		case o := <-s.out:
-			if err := l.send(ctx, o.number, o.m); err != nil {
+		s.sendMu.Lock()
+		queue, ending := s.queue, s.ending
+		s.queue = nil
+		if len(queue) == 0 {
+			if s.drained != nil {
+				close(s.drained)
+				s.drained = nil
+			}
+			if ending == nil {
+				s.link.trim() // before another write may begin
+				s.writing = false
+				s.sendMu.Unlock()
+				return
+			}
+		}
+		s.sendMu.Unlock()
+		if len(queue) == 0 {
+			s.close(ending)
+			return
+		}
+		if ending != nil && ending.Reason == reasonClosing {
+			s.close(ending) // at once: participants reconnect by themselves
+			return
+		}
+		for _, o := range queue { // what was queued before the end is still told
+			if err := s.link.send(o.number, o.m); err != nil {
 				s.end(reasonGone, err.Error(), "")
+				s.close(&wire.Refused{Reason: reasonGone})
 				return
 			}
-			continue
-		case o := <-s.bulk:
-			if err := l.send(ctx, o.number, o.m); err != nil {
-				s.end(reasonGone, err.Error(), "")
-				return
-			}
-			continue
-		case <-s.ended:
-		case <-ctx.Done():
-			s.end(reasonClosing, "the relay stops", "")
-			return // at once: participants reconnect by themselves
-		case now := <-ping.C:
-			silent := now.Sub(time.UnixMilli(s.heard.Load()))
-			switch {
-			case silent > goneAfter:
-				s.end(reasonGone, "nothing was heard for a while", "")
-				return
-			case silent >= pingAfter:
-				s.send(&wire.Ping{})
-			}
-			continue
 		}
-		for { // what was queued before the end is still told
-			select {
-			case o := <-s.out:
-				if l.send(ctx, o.number, o.m) != nil {
-					return
-				}
-				continue
-			default:
-			}
-			break
-		}
-		if s.ending.Reason != reasonGone && l.send(ctx, s.nextNumber(), s.ending) == nil {
-			l.c.Close(websocket.StatusPolicyViolation, s.ending.Reason)
-		}
-		return
+	}
+}
+
+// close says why, if somebody may hear it, and closes the connection.
+func (s *session) close(why *wire.Refused) {
+	defer close(s.done)
+	defer s.link.c.CloseNow()
+	if why.Reason != reasonGone && why.Reason != reasonClosing && s.link.send(s.nextNumber(), why) == nil {
+		s.link.c.Close(websocket.StatusPolicyViolation, why.Reason)
 	}
 }
 

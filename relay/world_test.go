@@ -204,17 +204,21 @@ func (w *world) tls() *tls.Config {
 }
 
 // connect upgrades to a WebSocket.
-func (w *world) connect() (*websocket.Conn, error) {
+func (w *world) connect() (*link, error) {
+	var conn net.Conn
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	transport := &http.Transport{TLSClientConfig: w.tls()}
+	transport := &http.Transport{DialTLSContext: func(ctx context.Context, network, addr string) (_ net.Conn, err error) {
+		conn, err = (&tls.Dialer{Config: w.tls()}).DialContext(ctx, network, addr)
+		return conn, err
+	}}
 	defer transport.CloseIdleConnections()
 	c, _, err := websocket.Dial(ctx, "wss://"+w.tcp+"/v1/session", &websocket.DialOptions{HTTPClient: &http.Client{Transport: transport}})
 	if err == nil {
 		c.SetReadLimit(wire.MaxMessage)
 		w.t.Cleanup(func() { c.CloseNow() })
 	}
-	return c, err
+	return &link{c: c, conn: conn}, err
 }
 
 func (w *world) dial(wg key.WireGuardPrivate, network auth.NetworkID, relay key.RelayPublic) *participant {
@@ -227,9 +231,7 @@ func (w *world) dial(wg key.WireGuardPrivate, network auth.NetworkID, relay key.
 }
 
 func (w *world) tryDial(wg key.WireGuardPrivate, network auth.NetworkID, relay key.RelayPublic) (*participant, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	c, err := w.connect()
+	l, err := w.connect()
 	if err != nil {
 		return nil, err
 	}
@@ -237,19 +239,18 @@ func (w *world) tryDial(wg key.WireGuardPrivate, network auth.NetworkID, relay k
 	if err != nil {
 		return nil, err
 	}
-	if err := c.Write(ctx, websocket.MessageBinary, first); err != nil {
+	if err := l.write(first); err != nil {
 		return nil, err
 	}
-	second, err := readBinary(ctx, c)
+	second, err := l.read()
 	if err != nil {
 		return nil, err
 	}
-	cipher, err := i.Finish(second)
-	if err != nil {
+	if l.cipher, err = i.Finish(second); err != nil {
 		return nil, err
 	}
-	p := &participant{t: w.t, w: w, wg: wg, l: &link{c: c, cipher: cipher}, in: make(chan numbered, 1000)}
-	_, m, err := p.l.receive(ctx, 10*time.Second)
+	p := &participant{t: w.t, w: w, wg: wg, l: l, in: make(chan numbered, 1000)}
+	_, m, err := l.receive(10 * time.Second)
 	if err != nil {
 		return nil, err
 	}
@@ -259,16 +260,17 @@ func (w *world) tryDial(wg key.WireGuardPrivate, network auth.NetworkID, relay k
 	p.quit = quit
 	done := make(chan struct{})
 	w.t.Cleanup(func() { quit(); <-done })
+	l.conn.SetReadDeadline(time.Time{})
 	go func() {
 		defer close(done)
 		defer close(p.in)
 		for {
-			b, err := readBinary(rctx, c)
+			_, b, err := l.c.Read(rctx)
 			if err != nil {
 				return
 			}
 			// A buffer of its own for each: messages outlive the next read.
-			if b, err = cipher.Open(nil, b); err != nil {
+			if b, err = l.cipher.Open(nil, b); err != nil {
 				return
 			}
 			n, m, err := wire.Parse(b)
@@ -285,7 +287,7 @@ func (w *world) tryDial(wg key.WireGuardPrivate, network auth.NetworkID, relay k
 func (p *participant) send(m wire.Message) uint32 {
 	p.t.Helper()
 	p.number++
-	if err := p.l.send(context.Background(), p.number, m); err != nil {
+	if err := p.l.send(p.number, m); err != nil {
 		p.t.Logf("send %T: %v", m, err)
 	}
 	return p.number
