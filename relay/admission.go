@@ -115,10 +115,10 @@ func (s *Server) proveAdmin(m *wire.AdminProof, handshake [32]byte, p *session) 
 }
 
 // serveAdmin answers an administrator, who stays a few minutes.
-func (s *Server) serveAdmin(ctx context.Context, p *session, l *link) error {
+func (s *Server) serveAdmin(ctx context.Context, p *session) error {
 	end := time.Now().Add(maxAdmin)
 	for {
-		number, m, err := l.receive(min(maxAdminIdle, time.Until(end)))
+		number, m, err := p.link.receive(min(maxAdminIdle, time.Until(end)))
 		if err != nil {
 			return err
 		}

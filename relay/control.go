@@ -68,9 +68,8 @@ func (g *gate) waiting() float64 {
 	return float64(g.halfOpen)
 }
 
-// serveSession is GET /v1/session: one session, from upgrade to end. The session
-// gets a goroutine of its own, so that the HTTP server's, whose stack a TLS
-// handshake has grown, and all it holds of the request can go.
+// serveSession is GET /v1/session: one session, from upgrade to end. It leaves
+// the HTTP server's goroutine, and what the server holds of the request, at once.
 func (s *Server) serveSession(ctx context.Context) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !s.gate.enter() {
@@ -87,24 +86,19 @@ func (s *Server) serveSession(ctx context.Context) http.HandlerFunc {
 			return
 		}
 		remote, _ := netip.ParseAddrPort(r.RemoteAddr)
-		go func() {
-			defer s.gate.all.Done()
-			s.session(ctx, l, remote)
-		}()
+		go s.session(ctx, l, remote)
 	}
 }
 
-// session is one session on l.
+// session is one session on l. What comes before admission grows a stack to
+// 16 KiB, so the rest, which lasts, has a goroutine and a stack of its own.
 func (s *Server) session(ctx context.Context, l *link, remote netip.AddrPort) {
-	admitted := sync.OnceFunc(s.gate.admitted)
-	defer admitted()
-	defer l.c.CloseNow()
+	defer s.gate.admitted()
 	stop := context.AfterFunc(ctx, func() { l.c.CloseNow() })
 	p, unclaimed, err := s.handshake(l, remote)
-	if !stop() {
-		return // the relay stops
-	}
-	if err != nil {
+	if stop(); err != nil || ctx.Err() != nil {
+		defer s.gate.all.Done()
+		defer l.c.CloseNow()
 		result := "failed"
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			result = "timeout"
@@ -116,18 +110,33 @@ func (s *Server) session(ctx context.Context, l *link, remote netip.AddrPort) {
 		return
 	}
 	s.metrics.handshakes.WithLabelValues("done").Inc()
-	defer context.AfterFunc(ctx, func() {
+	stop = context.AfterFunc(ctx, func() {
 		p.end(reasonClosing, "the relay stops", "")
 		l.c.CloseNow() // a write may wait for the participant
-	})()
-	err = s.converse(ctx, p, unclaimed, admitted)
-	if refusal, ok := errors.AsType[*auth.RefusedError](err); ok {
-		p.end(string(refusal.Reason), refusal.Detail, hintOf(refusal))
-	} else {
-		p.end(reasonGone, "", "")
-	}
-	why := p.why()
-	s.hub.leave(p, why.Reason, why.Detail)
+	})
+	serve, err := s.begin(ctx, p, unclaimed)
+	go func() {
+		defer s.gate.all.Done()
+		defer stop()
+		if serve != nil {
+			err = serve(ctx, p)
+		}
+		if refusal, ok := errors.AsType[*auth.RefusedError](err); ok {
+			p.end(string(refusal.Reason), refusal.Detail, hintOf(refusal))
+		} else {
+			p.end(reasonGone, "", "")
+		}
+		why := p.why()
+		s.hub.leave(p, why.Reason, why.Detail)
+	}()
+}
+
+// apart runs f on a stack that goes when f returns: verification needs more than
+// a session should keep.
+func apart[T any](f func() T) T {
+	result := make(chan T, 1)
+	go func() { result <- f() }()
+	return <-result
 }
 
 // handshake makes a session of a WebSocket. It is unclaimed if the participant
@@ -188,12 +197,12 @@ func (s *Server) respond(first []byte) (second []byte, peer key.WireGuardPublic,
 	return nil, peer, nil, false, wire.ErrHandshake
 }
 
-// converse reads a session's messages until it ends.
-func (s *Server) converse(ctx context.Context, p *session, unclaimed bool, admitted func()) error {
-	l := p.link
-	number, m, err := l.receive(s.stepTimeout)
+// begin reads the message that says what the session is for. It returns what
+// serves the session from then on, nil if it was refused.
+func (s *Server) begin(ctx context.Context, p *session, unclaimed bool) (serve func(context.Context, *session) error, err error) {
+	number, m, err := p.link.receive(s.stepTimeout)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var r *auth.RefusedError
 	admin := false
@@ -209,7 +218,7 @@ func (s *Server) converse(ctx context.Context, p *session, unclaimed bool, admit
 			r = refused(wire.ReasonUnclaimed, "this relay serves no network yet", "claim it with `zt-daemon network create`")
 			break
 		}
-		r, admin = s.proveAdmin(m, l.cipher.HandshakeHash(), p), true
+		r, admin = s.proveAdmin(m, p.link.cipher.HandshakeHash(), p), true
 	case *wire.Grant:
 		if unclaimed {
 			r = refused(wire.ReasonUnclaimed, "this session is for a relay without a network", "")
@@ -222,15 +231,19 @@ func (s *Server) converse(ctx context.Context, p *session, unclaimed bool, admit
 	if r != nil {
 		s.refused(p, "session", r)
 		p.finish(refusal(number, r))
-		return nil
+		return nil, nil
 	}
-	admitted()
 	if admin {
 		p.send(&wire.OK{Re: number})
-		return s.serveAdmin(ctx, p, l)
+		return s.serveAdmin, nil
 	}
+	return s.converse, nil
+}
+
+// converse reads an admitted session's messages until it ends.
+func (s *Server) converse(ctx context.Context, p *session) error {
 	for {
-		number, m, err := l.receive(goneAfter)
+		number, m, err := p.link.receive(goneAfter)
 		if err != nil {
 			return err
 		}
@@ -249,9 +262,9 @@ func (s *Server) handle(ctx context.Context, p *session, number uint32, m wire.M
 	)
 	switch m := m.(type) {
 	case *wire.Grant:
-		what, r = "grant", s.grant(ctx, p, number, m)
+		what, r = "grant", apart(func() *auth.RefusedError { return s.grant(ctx, p, number, m) })
 	case *wire.Statement:
-		what, r = "statement", s.statement(p, number, m)
+		what, r = "statement", apart(func() *auth.RefusedError { return s.statement(p, number, m) })
 	case *wire.DocumentsRequest:
 		s.sendDocuments(ctx, p, number, p.cluster)
 	case *wire.EdgeRequest:
