@@ -1,9 +1,12 @@
 package wire
 
 import (
+	"crypto/ecdh"
 	"crypto/rand"
+	"crypto/subtle"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/flynn/noise"
 
@@ -14,7 +17,58 @@ import (
 // made before there is a network, has 20 zero bytes.
 const prologue = "zt-relay-v1"
 
-var suite = noise.NewCipherSuite(noise.DH25519, noise.CipherChaChaPoly, noise.HashBLAKE2s)
+// dh is X25519 for one handshake. It keeps the private keys that it was given:
+// crypto/ecdh derives the public key of each new one, which costs as much as the
+// exchange, and a handshake uses both of its keys more than once.
+type dh struct{ keys []*ecdh.PrivateKey }
+
+func newSuite(d *dh) noise.CipherSuite {
+	return noise.NewCipherSuite(d, noise.CipherChaChaPoly, noise.HashBLAKE2s)
+}
+
+func (d *dh) GenerateKeypair(random io.Reader) (noise.DHKey, error) {
+	k, err := ecdh.X25519().GenerateKey(random)
+	if err != nil {
+		return noise.DHKey{}, err
+	}
+	d.keys = append(d.keys, k)
+	return noise.DHKey{Private: k.Bytes(), Public: k.PublicKey().Bytes()}, nil
+}
+
+// DH refuses a point of small order: its product would be zero.
+func (d *dh) DH(private, public []byte) ([]byte, error) {
+	p, err := ecdh.X25519().NewPublicKey(public)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range d.keys {
+		if subtle.ConstantTimeCompare(k.Bytes(), private) == 1 {
+			return k.ECDH(p)
+		}
+	}
+	k, err := ecdh.X25519().NewPrivateKey(private)
+	if err != nil {
+		return nil, err
+	}
+	d.keys = append(d.keys, k)
+	return k.ECDH(p)
+}
+
+func (*dh) DHLen() int     { return key.DHSize }
+func (*dh) DHName() string { return "25519" }
+
+// pair is the key pair of a private key.
+func (d *dh) pair(secret [key.SecretSize]byte) (noise.DHKey, error) {
+	k, err := ecdh.X25519().NewPrivateKey(secret[:])
+	if err != nil {
+		return noise.DHKey{}, err
+	}
+	d.keys = append(d.keys, k)
+	return noise.DHKey{Private: k.Bytes(), Public: k.PublicKey().Bytes()}, nil
+}
+
+// forget drops the keys: what ciphers keep of a handshake leads to d.
+func (d *dh) forget() { d.keys = nil }
 
 // ErrHandshake says that the other end did not prove what was expected of it:
 // for a participant, the relay key and the network; for a relay, a static key.
@@ -49,16 +103,23 @@ func (c *Cipher) Open(dst, sealed []byte) ([]byte, error) {
 }
 
 // An Initiator is a participant's half of a handshake (Noise_IK_25519_ChaChaPoly_BLAKE2s).
-type Initiator struct{ state *noise.HandshakeState }
+type Initiator struct {
+	state *noise.HandshakeState
+	dh    *dh
+}
 
 // NewInitiator begins a handshake: static is the key to prove, relay the key to
 // expect. It returns the first message to send.
 func NewInitiator(static key.WireGuardPrivate, relay key.RelayPublic, network [20]byte) (*Initiator, []byte, error) {
-	secret, public, peer := static.Bytes(), static.Public().Bytes(), relay.Bytes()
+	d, peer := &dh{}, relay.Bytes()
+	pair, err := d.pair(static.Bytes())
+	if err != nil {
+		return nil, nil, fmt.Errorf("begin Noise handshake: %v", err)
+	}
 	state, err := noise.NewHandshakeState(noise.Config{
-		CipherSuite: suite, Random: rand.Reader, Pattern: noise.HandshakeIK, Initiator: true,
+		CipherSuite: newSuite(d), Random: rand.Reader, Pattern: noise.HandshakeIK, Initiator: true,
 		Prologue:      append([]byte(prologue), network[:]...),
-		StaticKeypair: noise.DHKey{Private: secret[:], Public: public[:]},
+		StaticKeypair: pair,
 		PeerStatic:    peer[:],
 	})
 	if err != nil {
@@ -68,12 +129,13 @@ func NewInitiator(static key.WireGuardPrivate, relay key.RelayPublic, network [2
 	if err != nil {
 		return nil, nil, fmt.Errorf("begin Noise handshake: %v", err)
 	}
-	return &Initiator{state}, first, nil
+	return &Initiator{state, d}, first, nil
 }
 
 // Finish reads the relay's message. The error is ErrHandshake.
 func (i *Initiator) Finish(second []byte) (*Cipher, error) {
 	payload, send, recv, err := i.state.ReadMessage(nil, second)
+	i.dh.forget()
 	if err != nil || send == nil || len(payload) != 0 {
 		return nil, ErrHandshake
 	}
@@ -87,11 +149,16 @@ func (i *Initiator) Finish(second []byte) (*Cipher, error) {
 // The first message can be replayed, so the key is proved only once a message
 // of the other end has been opened.
 func Respond(static key.RelayPrivate, network [20]byte, first []byte) (second []byte, peer key.WireGuardPublic, c *Cipher, err error) {
-	secret, public := static.Bytes(), static.Public().Bytes()
+	d := &dh{}
+	defer d.forget()
+	pair, err := d.pair(static.Bytes())
+	if err != nil {
+		return nil, peer, nil, fmt.Errorf("begin Noise handshake: %v", err)
+	}
 	state, err := noise.NewHandshakeState(noise.Config{
-		CipherSuite: suite, Random: rand.Reader, Pattern: noise.HandshakeIK,
+		CipherSuite: newSuite(d), Random: rand.Reader, Pattern: noise.HandshakeIK,
 		Prologue:      append([]byte(prologue), network[:]...),
-		StaticKeypair: noise.DHKey{Private: secret[:], Public: public[:]},
+		StaticKeypair: pair,
 	})
 	if err != nil {
 		return nil, peer, nil, fmt.Errorf("begin Noise handshake: %v", err)
