@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,6 +24,12 @@ import (
 const (
 	auditFileSize  = 64 << 20 // bytes; then a new one begins
 	auditFilesKept = 8
+
+	// gcPercent trades a little CPU of admissions for memory: what a relay holds is
+	// sessions, and packets allocate nothing. With 10,000 idle sessions the default
+	// of 100 takes 462 MiB and 2.5 ms a session's joining; 50: 369 MiB, 2.75 ms;
+	// 25: 313 MiB, 2.9 ms.
+	gcPercent = 25
 )
 
 // serveOptions are the flags of serve.
@@ -135,6 +142,10 @@ func serve(ctx context.Context, env *environment, o serveOptions) error {
 	}
 	cfg.Log = slog.New(handler)
 	cfg.Metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+
+	if env.getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 
 	var opened closers
 	defer opened.close() // those that Run did not take over
