@@ -31,6 +31,10 @@ endif
 	@sh test/tools.sh go ip
 	$(GO) -C test/bench run . $(if $(QUICK),-quick) $(if $(ONLY),-only $(ONLY)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(JSON),-json $(abspath $(JSON)))
 
+swarm: ## a relay with ten thousand sessions: memory, CPU, churn, restart (root; 5 minutes)
+	@sh test/tools.sh go ip nft
+	$(GO) run ./test/swarm/measure
+
 e2e: ## the whole of it in network namespaces, with a real API server and a browser (root)
 	@sh test/tools.sh go git make gcc ip nft chromium
 	$(GO) test -tags e2e -count=1 -timeout 30m -json ./test | $(GO) run ./test/report -v -skips=fail
@@ -42,5 +46,5 @@ demo: ## the whole of it on loopback, told line by line; CHECK=1 runs unattended
 clean: ## remove what was built here; the Kubernetes build stays in your cache directory
 	rm -rf bin
 
-.PHONY: help build test lint fuzz bench e2e demo clean
+.PHONY: help build test lint fuzz bench swarm e2e demo clean
 .DEFAULT_GOAL := help

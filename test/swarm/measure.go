@@ -41,6 +41,22 @@ func (s *Swarm) cpu() (time.Duration, error) {
 	return time.Duration(ticks) * time.Second / clockTicks, nil
 }
 
+// Stolen is how much of this machine's processor time others on the same host
+// have had since it started: figures taken while it grows are too high.
+func Stolen() (time.Duration, error) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0, err
+	}
+	first, _, _ := strings.Cut(string(b), "\n")
+	fields := strings.Fields(first)
+	if len(fields) < 9 {
+		return 0, fmt.Errorf("/proc/stat begins with %q", first)
+	}
+	ticks, err := strconv.Atoi(fields[8])
+	return time.Duration(ticks) * time.Second / clockTicks, err
+}
+
 func (s *Swarm) memory() (rss, peak int, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.relay.Process.PID()))
 	if err != nil {

@@ -87,6 +87,11 @@ func run(ctx context.Context) error {
 	l.Say("the relay has %d clusters' records; %d sessions join", *clusters, *sessions)
 
 	t := &table{}
+	began := time.Now()
+	stolen, err := swarm.Stolen()
+	if err != nil {
+		return err
+	}
 	joined, err := s.During(func() error { return s.Join(ctx) })
 	if err != nil {
 		return err
@@ -158,6 +163,11 @@ func run(ctx context.Context) error {
 		return err
 	}
 	t.note("restart: RSS, peak", fmt.Sprintf("%.0f MiB", float64(after.Peak)/1024))
+	now, err := swarm.Stolen()
+	if err != nil {
+		return err
+	}
+	t.note("processor time that this machine's host gave to others", fmt.Sprintf("%.0f %%", 100*(now-stolen).Seconds()/time.Since(began).Seconds()/float64(runtime.NumCPU())))
 	return t.print()
 }
 
