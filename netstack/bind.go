@@ -48,6 +48,7 @@ type bind struct {
 	transport Transport
 	batch     int
 	in, out   *flight
+	order     *resequencer // the receiving goroutine's
 
 	peers atomic.Pointer[map[key.WireGuardPublic]*endpoint] // an immutable snapshot
 
@@ -58,7 +59,7 @@ type bind struct {
 var _ conn.Bind = (*bind)(nil)
 
 func newBind(t Transport, in, out *flight) *bind {
-	b := &bind{transport: t, batch: t.BatchSize(), in: in, out: out}
+	b := &bind{transport: t, batch: t.BatchSize(), in: in, out: out, order: newResequencer(t)}
 	b.peers.Store(&map[key.WireGuardPublic]*endpoint{})
 	return b
 }
@@ -95,6 +96,7 @@ func (b *bind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 		return nil, 0, err
 	}
 	b.closed = make(chan struct{})
+	b.order.reset() // no goroutine receives between Close and Open
 	return []conn.ReceiveFunc{b.receive(fn, b.closed)}, 0, nil
 }
 
@@ -105,30 +107,40 @@ func (b *bind) receive(fn ReceiveFunc, closed <-chan struct{}) conn.ReceiveFunc 
 		if !b.in.wait(closed) {
 			return 0, net.ErrClosed
 		}
-		n, err := fn(bufs, sizes, from[:min(len(from), len(bufs))])
-		if err != nil {
-			return 0, err
+		n := b.order.ready(bufs, sizes, eps)
+		if n == 0 {
+			var err error
+			if n, err = fn(bufs, sizes, from[:min(len(from), len(bufs))]); err != nil {
+				return 0, err
+			}
+			b.name(sizes, eps, from[:n])
+			n = b.order.arrange(bufs, sizes, eps, n)
 		}
-		peers := *b.peers.Load()
-		var (
-			last *endpoint // of a train, most often
-			data int
-		)
-		for i := range n {
-			if last == nil || last.key != from[i] {
-				last = peers[from[i]]
-			}
-			if last == nil { // nobody's: wireguard-go skips what is too short
-				sizes[i] = 0
-				continue
-			}
-			eps[i] = last
-			if isData(bufs[i][:sizes[i]]) {
+		data := 0
+		for i, size := range sizes[:n] {
+			if isData(bufs[i][:size]) {
 				data++
 			}
 		}
 		b.in.enter(data)
 		return n, nil
+	}
+}
+
+// name finds the peers that messages are said to be from. Nobody's get size 0:
+// wireguard-go skips what is too short.
+func (b *bind) name(sizes []int, eps []conn.Endpoint, from []key.WireGuardPublic) {
+	peers := *b.peers.Load()
+	var last *endpoint // of a train, most often
+	for i, k := range from {
+		if last == nil || last.key != k {
+			last = peers[k]
+		}
+		if last == nil {
+			sizes[i] = 0
+			continue
+		}
+		eps[i] = last
 	}
 }
 
@@ -210,6 +222,7 @@ type endpoint struct {
 	ip   netip.Addr
 
 	watched atomic.Pointer[chan struct{}]
+	order   order
 }
 
 var _ conn.Endpoint = (*endpoint)(nil)

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -81,7 +83,9 @@ type wireReader struct {
 
 func (r *wireReader) receive(packets [][]byte, sizes []int, from []key.WireGuardPublic) (int, error) {
 	if len(r.rest) == 0 {
-		if err := r.read(); err != nil {
+		if err := r.read(); errors.Is(err, os.ErrDeadlineExceeded) {
+			return 0, nil
+		} else if err != nil {
 			return 0, net.ErrClosed
 		}
 	}
@@ -170,6 +174,15 @@ func (w *wire) Close() error {
 	}
 	w.raw = nil
 	return w.conn.Close()
+}
+
+// WakeAt implements netstack.Waker.
+func (w *wire) WakeAt(t time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.conn != nil {
+		w.conn.SetReadDeadline(t)
+	}
 }
 
 // BatchSize implements netstack.Transport.
