@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -82,6 +83,8 @@ type socket interface {
 	write(packets [][]byte, to netip.AddrPort) error
 	// offload says whether packets travel to and from the kernel in trains.
 	offload() (send, receive bool)
+	// wakeAt has read return os.ErrDeadlineExceeded at t; never, if t is zero.
+	wakeAt(t time.Time)
 	// relearn tries trains again that failed on another path.
 	relearn()
 	local() netip.AddrPort
@@ -174,6 +177,13 @@ func (t *Transport) Rebind() {
 	}
 }
 
+// WakeAt implements netstack.Waker.
+func (t *Transport) WakeAt(at time.Time) {
+	if s := t.socket.Load(); s != nil {
+		s.wakeAt(at)
+	}
+}
+
 // Send sends sealed messages to a peer by the newest session that works. It
 // writes into the reserved bytes of each. The error is ErrNoPath, net.ErrClosed
 // or the system's.
@@ -220,7 +230,8 @@ type receiver struct {
 	now    time.Time
 }
 
-// receive is a netstack.ReceiveFunc. Its error is net.ErrClosed and no other: the
+// receive is a netstack.ReceiveFunc. It returns without a packet when WakeAt says.
+// Its error is net.ErrClosed and no other: the
 // device would stop reading for good after any.
 func (r *receiver) receive(packets [][]byte, sizes []int, from []key.WireGuardPublic) (int, error) {
 	for faults := 0; ; {
@@ -239,6 +250,8 @@ func (r *receiver) receive(packets [][]byte, sizes []int, from []key.WireGuardPu
 		}
 		if err := r.read(); err == nil {
 			faults = 0
+		} else if errors.Is(err, os.ErrDeadlineExceeded) {
+			return 0, nil
 		} else if errors.Is(err, net.ErrClosed) {
 			return 0, net.ErrClosed
 		} else {

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -102,6 +103,7 @@ func listenUDP(addr netip.AddrPort) (socket, error) {
 func (s *offloadSocket) offload() (send, receive bool) { return s.gso.Load(), s.gro }
 func (s *offloadSocket) relearn()                      { s.gso.Store(s.canGSO) }
 func (s *offloadSocket) local() netip.AddrPort         { return localAddr(s.conn) }
+func (s *offloadSocket) wakeAt(t time.Time)            { _ = s.conn.SetReadDeadline(t) }
 func (s *offloadSocket) close() error                  { return s.conn.Close() }
 
 func (s *offloadSocket) read() (int, error) {

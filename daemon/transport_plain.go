@@ -3,6 +3,7 @@ package daemon
 import (
 	"net"
 	"net/netip"
+	"time"
 )
 
 // plainSocket reads and writes one packet a system call. It serves every system
@@ -45,6 +46,7 @@ func (s *plainSocket) write(packets [][]byte, to netip.AddrPort) error {
 func (s *plainSocket) offload() (send, receive bool) { return false, false }
 func (s *plainSocket) relearn()                      {}
 func (s *plainSocket) local() netip.AddrPort         { return localAddr(s.conn) }
+func (s *plainSocket) wakeAt(t time.Time)            { _ = s.conn.SetReadDeadline(t) }
 func (s *plainSocket) close() error                  { return s.conn.Close() }
 
 func localAddr(c *net.UDPConn) netip.AddrPort {

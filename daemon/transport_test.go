@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -18,7 +19,10 @@ import (
 	"github.com/zt-daemon/zt/relay/wire"
 )
 
-var _ netstack.Transport = (*Transport)(nil)
+var (
+	_ netstack.Transport = (*Transport)(nil)
+	_ netstack.Waker     = (*Transport)(nil)
+)
 
 // bothSockets runs a test with the platform's socket and with the plain one.
 func bothSockets(t *testing.T, test func(t *testing.T, cfg TransportConfig)) {
@@ -324,6 +328,7 @@ func (s *scriptedSocket) write([][]byte, netip.AddrPort) error    { return nil }
 func (s *scriptedSocket) offload() (bool, bool)                   { return false, false }
 func (s *scriptedSocket) relearn()                                {}
 func (s *scriptedSocket) local() netip.AddrPort                   { return netip.AddrPort{} }
+func (s *scriptedSocket) wakeAt(time.Time)                        {}
 func (s *scriptedSocket) close() error                            { return nil }
 
 // The attacker sends UDP with any source, the relay's too, but sees neither the
@@ -422,4 +427,28 @@ func BenchmarkTransportSend(b *testing.B) {
 			b.ReportMetric(float64(b.N)*49/b.Elapsed().Seconds(), "pkts/s")
 		})
 	}
+}
+
+// A receive that waits returns at the time that WakeAt said, and the next one
+// waits again.
+func TestTransportWakes(t *testing.T) {
+	bothSockets(t, func(t *testing.T, cfg TransportConfig) {
+		tr, relay, _ := hotTransport(t, cfg)
+		receive, err := tr.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tr.Close()
+		bufs, sizes, from := [][]byte{make([]byte, 2048)}, make([]int, 1), make([]key.WireGuardPublic, 1)
+		at := time.Now().Add(20 * time.Millisecond)
+		tr.WakeAt(at)
+		if n, err := receive(bufs, sizes, from); n != 0 || err != nil || time.Now().Before(at) {
+			t.Fatalf("got %d packets, %v, %v early", n, err, time.Until(at))
+		}
+		tr.WakeAt(time.Time{})
+		to(t, relay, tr, withChannel(1312, 1, 5))
+		if n, err := receive(bufs, sizes, from); n != 1 || err != nil {
+			t.Fatalf("got %d packets, %v", n, err)
+		}
+	})
 }
