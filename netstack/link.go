@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// linkBytes is how much may wait on the link: four full super-segments
-	// keep the TUN reader busy while a flow refills. A flow that finds it
-	// full waits: inside one machine, back-pressure beats loss.
-	linkBytes = 256 << 10
+	// linkBytes is how much may wait on the link: sixteen full super-segments
+	// keep the TUN reader busy while flows refill. A flow that finds it full
+	// waits: inside one machine, back-pressure beats loss.
+	linkBytes = 1 << 20
 	// linkPackets bounds the same for acknowledgements.
 	linkPackets = 512
 
@@ -77,10 +77,12 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, p := range pkts.AsSlice() {
-		for (l.bytes >= linkBytes || len(l.queue) >= linkPackets) && !l.noWait {
+		// Who acknowledges does not wait: it would hold up what arrives because of
+		// what leaves, and of two directions one would starve.
+		for (l.bytes >= linkBytes || len(l.queue) >= linkPackets) && !l.noWait && p.Data().Size() > 0 {
 			l.room.Wait()
 		}
-		if l.closed || len(l.queue) >= 2*linkPackets { // so many only once nobody waits
+		if l.closed || len(l.queue) >= 2*linkPackets { // so many only of acknowledgements, or once nobody waits
 			continue
 		}
 		l.queue = append(l.queue, p.IncRef())
