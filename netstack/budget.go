@@ -18,6 +18,7 @@ import (
 // smaller receive buffer takes back no window that was advertised.
 type budget struct {
 	share atomic.Int64 // bytes, for each buffer of a flow
+	flows atomic.Int64 // busy ones, at least one
 
 	mu     sync.Mutex // guards busy
 	busy   map[*Conn]time.Time
@@ -33,16 +34,23 @@ const (
 	shareMax = bufferMax
 	// shareMin keeps a flow useful among a hundred busy ones.
 	shareMin = 256 << 10
+	// burstBytes is what all busy flows may have under way on a path without
+	// delay: sockets of relays and peers hold a few MiB, and what a sender sees of
+	// a full one is loss.
+	burstBytes = 2 << 20
+	// pathRate is more than a device brings to any path, in bytes a second: what
+	// its flows can have under way, beside bursts, follows from their round trips.
+	pathRate = 750 << 20
 	// busyBytes is how much a flow moves before it counts as busy, and again
 	// before it is looked at next: an exec or a watch never does.
-	busyBytes = 1 << 20
+	busyBytes = 128 << 10
 	// busyLife is how long it counts after that.
 	busyLife = 2 * time.Second
 )
 
 func newBudget() *budget {
 	b := &budget{busy: make(map[*Conn]time.Time)}
-	b.share.Store(shareMax)
+	b.divideLocked()
 	return b
 }
 
@@ -77,7 +85,9 @@ func (b *budget) gone(c *Conn) {
 }
 
 func (b *budget) divideLocked() {
-	b.share.Store(min(shareMax, max(shareMin, budgetBytes/int64(max(1, len(b.busy))))))
+	n := int64(max(1, len(b.busy)))
+	b.share.Store(min(shareMax, max(shareMin, budgetBytes/n)))
+	b.flows.Store(n)
 }
 
 // holdReceive holds a flow's receive buffer to its share; after a read.
@@ -91,10 +101,22 @@ func (b *budget) holdReceive(ep tcpip.Endpoint, read int) {
 	}
 }
 
-// holdSend holds a flow's send buffer to its share; before a write.
-func (b *budget) holdSend(ep tcpip.Endpoint) {
-	share, o := b.share.Load(), ep.SocketOptions()
-	if o.GetSendBufferSize() > share {
-		o.SetSendBufferSize(share, false)
+// holdSend holds a flow's send buffer to its share, and to what can be under way
+// in a round trip; before a write. gVisor would let it grow with the congestion
+// window, which grows until something is lost.
+func (b *budget) holdSend(ep tcpip.Endpoint, rtt time.Duration) {
+	underway := (burstBytes + int64(rtt.Seconds()*pathRate)) / b.flows.Load()
+	most := min(b.share.Load(), max(shareMin, underway))
+	if o := ep.SocketOptions(); o.GetSendBufferSize() > most {
+		o.SetSendBufferSize(most, false)
 	}
+}
+
+// roundTrip is a flow's smoothed round trip; 0: not measured yet.
+func roundTrip(ep tcpip.Endpoint) time.Duration {
+	var info tcpip.TCPInfoOption
+	if ep.GetSockOpt(&info) != nil {
+		return 0
+	}
+	return info.RTT
 }

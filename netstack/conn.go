@@ -37,9 +37,10 @@ type Conn struct {
 	sink   tcpip.SliceWriter
 	read   int // bytes since the budget was last told
 
-	writeMu sync.Mutex // one Write at a time; guards source, wrote
+	writeMu sync.Mutex // one Write at a time; guards source, wrote, rtt
 	source  bytes.Reader
-	wrote   int // bytes since the budget was last told
+	wrote   int           // bytes since the budget was last told
+	rtt     time.Duration // the shortest seen: queues lengthen it; 0: none yet
 }
 
 var _ net.Conn = (*Conn)(nil)
@@ -51,7 +52,7 @@ func newConn(ep tcpip.Endpoint, wq *waiter.Queue, b *budget) (*Conn, error) {
 		var remote tcpip.FullAddress
 		if remote, err = ep.GetRemoteAddress(); err == nil {
 			setUpFlow(ep)
-			c := &Conn{ep: ep, budget: b, local: addrPort(local), remote: addrPort(remote)}
+			c := &Conn{ep: ep, budget: b, rtt: roundTrip(ep), local: addrPort(local), remote: addrPort(remote)}
 			c.entries[0], c.readable = waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
 			c.entries[1], c.writable = waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
 			wq.EventRegister(&c.entries[0])
@@ -154,7 +155,7 @@ func (c *Conn) Write(b []byte) (n int, err error) {
 		if n == len(b) {
 			return n, nil
 		}
-		c.budget.holdSend(c.ep)
+		c.budget.holdSend(c.ep, c.rtt)
 		c.source.Reset(b[n:])
 		m, terr := c.ep.Write(&c.source, tcpip.WriteOptions{})
 		c.source.Reset(nil)
@@ -162,6 +163,9 @@ func (c *Conn) Write(b []byte) (n int, err error) {
 		if c.wrote += int(m); c.wrote >= busyBytes {
 			c.wrote = 0
 			c.budget.moved(c)
+			if rtt := roundTrip(c.ep); c.rtt == 0 || rtt > 0 && rtt < c.rtt {
+				c.rtt = rtt
+			}
 		}
 		if terr == nil {
 			continue
