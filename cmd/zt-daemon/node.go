@@ -86,6 +86,7 @@ func runNode(ctx context.Context, env *environment, dir, metrics, audit string, 
 	if err != nil {
 		return err
 	}
+	limitProcessors(env)
 	defer keepMemorySmall(env)()
 	if metrics == "" {
 		return n.Run(ctx)

@@ -79,6 +79,7 @@ func upForeground(ctx context.Context, env *environment, log *slog.Logger) error
 		Version: programVersion().Version,
 		Log:     log,
 	}
+	limitProcessors(env)
 	defer keepMemorySmall(env)()
 	patience := time.Now().Add(lockPatience)
 	for {

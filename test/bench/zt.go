@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -34,6 +35,7 @@ type ztParticipant struct {
 }
 
 func newZTParticipant(k key.WireGuardPrivate, addr netip.Addr, laptop bool, local netip.AddrPort) (*ztParticipant, error) {
+	runtime.GOMAXPROCS(netstack.Processors(runtime.NumCPU())) // as zt-daemon does
 	p := &ztParticipant{key: k}
 	var err error
 	if p.transport, err = daemon.NewTransport(daemon.TransportConfig{Local: local}); err != nil {
