@@ -34,12 +34,13 @@ const (
 	shareMax = bufferMax
 	// shareMin keeps a flow useful among a hundred busy ones.
 	shareMin = 256 << 10
-	// burstBytes is what all busy flows may have under way on a path without
-	// delay: sockets of relays and peers hold a few MiB, and what a sender sees of
-	// a full one is loss.
+	// burstBytes is what all busy flows may have under way on the shortest path:
+	// sockets of relays and peers hold a few MiB, and what a sender sees of a full
+	// one is loss. It is more than pathRate times the millisecond in which gVisor
+	// tells round trips, so that both ends of a path allow themselves the same.
 	burstBytes = 2 << 20
 	// pathRate is more than a device brings to any path, in bytes a second: what
-	// its flows can have under way, beside bursts, follows from their round trips.
+	// its flows can have under way follows from their round trips.
 	pathRate = 750 << 20
 	// busyBytes is how much a flow moves before it counts as busy, and again
 	// before it is looked at next: an exec or a watch never does.
@@ -105,7 +106,7 @@ func (b *budget) holdReceive(ep tcpip.Endpoint, read int) {
 // in a round trip; before a write. gVisor would let it grow with the congestion
 // window, which grows until something is lost.
 func (b *budget) holdSend(ep tcpip.Endpoint, rtt time.Duration) {
-	underway := (burstBytes + int64(rtt.Seconds()*pathRate)) / b.flows.Load()
+	underway := max(burstBytes, int64(rtt.Seconds()*pathRate)) / b.flows.Load()
 	most := min(b.share.Load(), max(shareMin, underway))
 	if o := ep.SocketOptions(); o.GetSendBufferSize() > most {
 		o.SetSendBufferSize(most, false)
