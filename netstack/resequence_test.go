@@ -132,6 +132,17 @@ func TestResequence(t *testing.T) {
 				t.Error("a wake-up is left")
 			}
 		}},
+		{"late, and the receiver was not running", func(t *testing.T, o *ordered) {
+			want(t, o.pass(t, 0, 2), 0)
+			time.Sleep(time.Until(o.port.wake) + 5*time.Millisecond)
+			want(t, o.take(t, o.ready(o.bufs, o.sizes, o.eps)))
+			want(t, o.pass(t, 1), 1, 2)
+			want(t, o.pass(t, 4))
+			time.Sleep(time.Until(o.port.wake) + 5*time.Millisecond)
+			want(t, o.take(t, o.ready(o.bufs, o.sizes, o.eps)))
+			time.Sleep(time.Until(o.port.wake))
+			want(t, o.take(t, o.ready(o.bufs, o.sizes, o.eps)), 4)
+		}},
 		{"two gaps, each with its time", func(t *testing.T, o *ordered) {
 			want(t, o.pass(t, 0, 2), 0)
 			time.Sleep(holdFirst / 2)
@@ -223,8 +234,8 @@ func TestResequenceBound(t *testing.T) {
 				t.Fatalf("%d messages are held", o.count)
 			}
 		}
-		time.Sleep(holdMost)
 		for o.count > 0 {
+			time.Sleep(time.Until(o.port.wake))
 			got = append(got, o.take(t, o.ready(o.bufs, o.sizes, o.eps))...)
 		}
 		if len(got) != all-1 || !slices.IsSorted(got) {
