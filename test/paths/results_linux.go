@@ -107,6 +107,9 @@ func (r results) print(w io.Writer, o options) {
 			if late := get(rtt, "late", n, "zt"); clean > 0 && late > 0 {
 				bar(fmt.Sprintf("%v, %d: late packets / clean path", rtt, n), late/clean, share, "")
 			}
+			if rtt == 0 { // what a machine loses to itself is no path: the figures are for reference
+				continue
+			}
 			for _, kind := range []string{"loss0.01", "loss0.1"} {
 				ours, theirs := get(rtt, kind, n, "zt"), get(rtt, kind, n, "tcp-"+ourControl)
 				if ours > 0 && theirs > 0 {
@@ -118,7 +121,9 @@ func (r results) print(w io.Writer, o options) {
 	b.Flush()
 }
 
-// ourControl is the congestion control of netstack's flows.
+// ourControl is the congestion control of netstack's flows, which a bar compares
+// with. The overlay's segments carry 1,208 bytes, kernel TCP's 1,448: at the same
+// loss that alone makes 0.83.
 const ourControl = "cubic"
 
 func keys(r results) func(func(point) bool) {
