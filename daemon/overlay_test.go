@@ -45,6 +45,7 @@ type overlay struct {
 	nodeDir  string
 	audit    *syncBuffer // the node's
 	upstream *httptest.Server
+	behind   *delayLine // nil: participants reach the relay directly
 }
 
 type syncBuffer struct {
@@ -61,11 +62,17 @@ func (s *syncBuffer) String() string { s.mu.Lock(); defer s.mu.Unlock(); return 
 
 func newOverlay(t *testing.T) *overlay {
 	t.Helper()
+	return newOverlayBehind(t, nil)
+}
+
+// newOverlayBehind makes an overlay whose participants reach the relay through d.
+func newOverlayBehind(t *testing.T, d *delayLine) *overlay {
+	t.Helper()
 	ignore := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, ignore) })
 	ctx, cancel := context.WithCancel(context.Background())
 	o := &overlay{
-		t: t, ctx: ctx, relayDir: t.TempDir(), nodeDir: t.TempDir(), audit: &syncBuffer{},
+		t: t, ctx: ctx, behind: d, relayDir: t.TempDir(), nodeDir: t.TempDir(), audit: &syncBuffer{},
 		log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
 	var stopIssuer func()
@@ -119,10 +126,14 @@ func (o *overlay) startRelay(tcp, udp string) {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	o.relay, err = relay.New(relay.Config{
+	cfg := relay.Config{
 		StateDir: o.relayDir, Listener: ln, UDP: []*net.UDPConn{conn}, TLS: relay.TLS{SelfSigned: []string{"127.0.0.1"}},
 		Log: o.log.With("at", "relay"),
-	})
+	}
+	if o.behind != nil {
+		cfg.URL, cfg.AdvertiseUDP = o.behind.before(ln.Addr().String(), conn.LocalAddr().String())
+	}
+	o.relay, err = relay.New(cfg)
 	if err != nil {
 		o.t.Fatal(err)
 	}

@@ -1,0 +1,18 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"io"
+)
+
+// OpenStream opens a stream to a cluster's API server as a connection to the
+// laptop's listener does, and returns once the other side's SYN-ACK is here.
+func (l *Laptop) OpenStream(ctx context.Context, cluster string) (io.Closer, error) {
+	for _, m := range l.all() {
+		if c := m.cluster(cluster); c != nil {
+			return c.open(ctx)
+		}
+	}
+	return nil, fmt.Errorf("no cluster %s", cluster)
+}
