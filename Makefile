@@ -35,6 +35,10 @@ swarm: ## a relay with ten thousand sessions: memory, CPU, churn, restart (root;
 	@sh test/tools.sh go ip nft
 	$(GO) run ./test/swarm/measure
 
+paths: ## a flow beside kernel TCP over delay, loss and reordering (root; QUICK=1: one round)
+	@sh test/tools.sh go ip
+	$(GO) run ./test/paths $(if $(QUICK),-quick)
+
 e2e: ## the whole of it in network namespaces, with a real API server and a browser (root)
 	@sh test/tools.sh go git make gcc ip nft chromium
 	$(GO) test -tags e2e -count=1 -timeout 30m -json ./test | $(GO) run ./test/report -v -skips=fail
@@ -46,5 +50,5 @@ demo: ## the whole of it on loopback, told line by line; CHECK=1 runs unattended
 clean: ## remove what was built here; the Kubernetes build stays in your cache directory
 	rm -rf bin
 
-.PHONY: help build test lint fuzz bench swarm e2e demo clean
+.PHONY: help build test lint fuzz bench swarm paths e2e demo clean
 .DEFAULT_GOAL := help
