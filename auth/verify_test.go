@@ -519,9 +519,6 @@ func TestHugeTokenIsRefusedBySize(t *testing.T) {
 		if got := res.AllocedBytesPerOp(); got > 4<<10 {
 			t.Errorf("%s: %d bytes allocated, want at most 4 KiB", name, got)
 		}
-		if d := time.Duration(res.NsPerOp()); d > time.Millisecond {
-			t.Errorf("%s: took %s, want at most 1 ms", name, d)
-		}
 	}
 }
 
