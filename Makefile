@@ -26,6 +26,7 @@ fuzz: ## every fuzz target for FUZZTIME, 30s each
 bench: ## zt beside its peers (root); QUICK=1: 3 minutes; ONLY=zt,tcp ROUNDS=n JSON=file; without QUICK or ONLY the Go benchmarks too
 ifeq ($(QUICK)$(ONLY),)
 	$(GO) test -run '^$$' -bench . ./...
+	$(GO) test -count=1 -v -run SetUpRoundTrips ./daemon | grep -E 'round trips|^(---|ok|FAIL)'
 	$(GO) run ./test/demo -bench
 endif
 	@sh test/tools.sh go ip

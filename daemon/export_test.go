@@ -16,3 +16,6 @@ func (l *Laptop) OpenStream(ctx context.Context, cluster string) (io.Closer, err
 	}
 	return nil, fmt.Errorf("no cluster %s", cluster)
 }
+
+// RaceEnabled says that the race detector slows everything down.
+const RaceEnabled = raceEnabled
