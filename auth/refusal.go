@@ -125,6 +125,8 @@ const (
 	ReasonBusy Reason = "busy"
 	// ReasonReplaced: a newer session or key of the same login took over.
 	ReasonReplaced Reason = "replaced"
+	// ReasonNodeStops: the node of the cluster is being stopped.
+	ReasonNodeStops Reason = "node_stops"
 	// ReasonIdle: nothing used it for a while.
 	ReasonIdle Reason = "idle"
 	// ReasonRollback: an older version than one already seen.
@@ -217,6 +219,7 @@ var reasonTexts = map[Reason]reasonText{
 	ReasonNodeAbsent:  {ClassUnavailable, "no node of the cluster is connected to this relay", "see that the cluster's zt-daemon pods are running"},
 	ReasonBusy:        {ClassUnavailable, "a limit is reached", hintLater},
 	ReasonReplaced:    {ClassInvalid, "a newer session of the same login took over", ""},
+	ReasonNodeStops:   {ClassUnavailable, "the cluster's node is being stopped", "try again: another node serves, or this one in a moment"},
 	ReasonIdle:        {ClassUnavailable, "it was idle", ""},
 	ReasonRollback:    {ClassInvalid, "an older version than one already seen", ""},
 	ReasonInternal:    {ClassUnavailable, "the other side had a fault of its own", "see its log"},

@@ -216,6 +216,17 @@ func (a *admission) end(k key.WireGuardPublic, f *localFlow) {
 	})
 }
 
+// inUse reports whether a laptop has a flow that carries something: one that it
+// keeps ready for its next command is none.
+func (a *admission) inUse(k key.WireGuardPublic) (used bool) {
+	a.get(k, func(l *admittedLaptop) {
+		for f := range l.flows {
+			used = used || f.received.Load() > 0
+		}
+	})
+	return used
+}
+
 // counts are for metrics and status.
 func (a *admission) counts() (laptops, flows int) {
 	a.mu.Lock()

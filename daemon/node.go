@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/zt-daemon/zt/auth"
 	"github.com/zt-daemon/zt/auth/key"
+	"github.com/zt-daemon/zt/daemon/kube"
 	"github.com/zt-daemon/zt/netstack"
 )
 
@@ -34,6 +36,10 @@ const (
 	nodeGrantLife = time.Hour
 	// maxOffers bounds the offers that are judged at once, each with a goroutine.
 	maxOffers = 64
+	// drainTick is how often a node that stops looks whether flows have ended.
+	drainTick = 100 * time.Millisecond
+	// farewell is how long a node that stops waits for its last words to leave.
+	farewell = 2 * time.Second
 	// verifyTimeout ends the verification of one offer, fetching keys included.
 	verifyTimeout = 8 * time.Second
 )
@@ -45,6 +51,14 @@ type NodeConfig struct {
 	Audit   io.Writer  // JSON lines; nil: none
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // nil: none
+
+	// Grace is how long flows that are open when the node is to end may go on.
+	Grace time.Duration
+
+	// Of a pod, where node.yaml has the section kubernetes; see kube.Config.
+	APIServer string // host:port; default: the upstream
+	Account   string // directory of the service account
+	Pod, Host string // names of pod and Kubernetes node
 }
 
 // Node is one node of a cluster: it verifies by itself who may reach the
@@ -64,6 +78,17 @@ type Node struct {
 	flows     sync.WaitGroup
 	offers    sync.WaitGroup
 	judging   chan struct{} // a slot for each offer being judged
+	troubles  *troubles
+	probe     *upstreamProbe
+	record    atomic.Pointer[auth.Record] // this cluster's, as a relay gave it and the head proves it; nil: not yet
+	stopping  atomic.Bool
+	closing   atomic.Int64 // edges whose end a relay is being told
+
+	kube   *kube.Client   // nil outside a pod
+	events *kube.Recorder // nil with it
+
+	sessionsMu sync.Mutex
+	sessions   []*Session // with the relays of the head
 
 	// install is held while the device's peers and the admission table change
 	// together.
@@ -93,10 +118,20 @@ func NewNode(cfg NodeConfig) (*Node, error) {
 	if n.metrics, err = newNodeMetrics(cfg.Metrics, n.admission); err != nil {
 		return nil, err
 	}
-	n.policy = &policyWatch{
-		dir: cfg.Dir, network: files.settings.Network, log: n.log,
-		client: cfg.HTTP.issuerClient(), changed: n.policyChanged,
+	if files.settings.Kubernetes != nil {
+		address := cfg.APIServer
+		if address == "" {
+			address = files.settings.Upstream
+		}
+		n.kube, err = kube.New(kube.Config{Address: address, Account: cfg.Account, Pod: cfg.Pod, Node: cfg.Host, Log: n.log})
+		if err != nil {
+			return nil, err
+		}
+		n.events = n.kube.NewRecorder()
 	}
+	n.troubles = newTroubles(n.log, n.recordEvent)
+	n.policy = &policyWatch{network: files.settings.Network, log: n.log, client: cfg.HTTP.issuerClient(), changed: n.policyChanged}
+	n.probe = &upstreamProbe{upstream: files.settings.Upstream, trust: n.upstreamTrust, changed: n.upstreamChanged}
 	if n.transport, err = NewTransport(TransportConfig{Log: n.log, Metrics: cfg.Metrics}); err != nil {
 		return nil, err
 	}
@@ -107,7 +142,15 @@ func NewNode(cfg NodeConfig) (*Node, error) {
 // Addr is the node's overlay address.
 func (n *Node) Addr() netip.Addr { return n.addr }
 
-// Run serves until ctx is done, and returns once all it started has ended.
+// recordEvent writes an Event about this pod; outside a pod nothing.
+func (n *Node) recordEvent(e kube.Event) {
+	if n.events != nil {
+		n.events.Record(e)
+	}
+}
+
+// Run serves until ctx is done and open flows had their grace, and returns once
+// all it started has ended.
 func (n *Node) Run(ctx context.Context) error {
 	if err := n.device.Start(); err != nil {
 		return err
@@ -118,22 +161,81 @@ func (n *Node) Run(ctx context.Context) error {
 		return fmt.Errorf("listen on the overlay address: %w", err)
 	}
 	n.log.Info("node started", "cluster", n.files.settings.Cluster, "overlay_addr", n.addr, "peer", n.key.Public())
-	n.policy.load(ctx)
+	asked := ctx
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx)) // ends when asked has ended and flows had their grace
+	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		<-ctx.Done()
+		select {
+		case <-asked.Done():
+			n.drain(ctx)
+		case <-ctx.Done():
+		}
 		n.cutAll()
+		stop()
 		return ln.Close() // unblocks Accept
 	})
 	g.Go(func() error { return n.serveFlows(ctx, ln) })
-	g.Go(func() error { n.policy.run(ctx); return nil })
+	g.Go(func() error { n.watchPolicy(ctx); return nil })
+	g.Go(func() error { n.probe.run(ctx); return nil })
+	g.Go(func() error { n.watchHealth(ctx); return nil })
 	g.Go(func() error { n.watchEnds(ctx); return nil })
 	g.Go(func() error { return n.runSessions(ctx) })
+	if n.kube != nil {
+		defer n.kube.Close()
+		g.Go(func() error { n.events.Run(ctx); return nil })
+	}
 	err = g.Wait()
 	n.offers.Wait()
 	n.cutAll() // what was admitted meanwhile
 	n.offers.Wait()
 	return err
+}
+
+// drain lets go of the laptops: who has no open flow now or soon, the rest when
+// Grace is over. Offers are refused from here on, so that they go elsewhere; a
+// laptop that stays for its flows may open more until then, for it has no other
+// way to the cluster.
+func (n *Node) drain(ctx context.Context) {
+	n.stopping.Store(true)
+	n.log.Info("node stops", "grace", n.cfg.Grace)
+	ctx, cancel := context.WithTimeout(ctx, n.cfg.Grace)
+	defer cancel()
+	tick := time.NewTicker(drainTick)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		left := 0
+		for _, k := range n.admission.keys() {
+			n.install.Lock()
+			if n.admission.inUse(k) {
+				left++
+			} else {
+				n.cutLocked(k, string(auth.ReasonNodeStops), "")
+			}
+			n.install.Unlock()
+		}
+		if left == 0 {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	n.cutAll()
+	for end := time.Now().Add(farewell); n.closing.Load() > 0 && time.Now().Before(end); {
+		time.Sleep(drainTick / 10) // relays are told while there are sessions
+	}
+}
+
+// watchPolicy keeps the policy in force.
+func (n *Node) watchPolicy(ctx context.Context) {
+	if k := n.files.settings.Kubernetes; k != nil && k.PolicyConfigMap != "" {
+		n.policy.watchConfigMap(ctx, n.kube, k.PolicyConfigMap,
+			n.watchTrouble("ConfigMap "+n.kube.Namespace()+"/"+k.PolicyConfigMap, "PolicyNotWatched", "PolicyWatched"))
+		return
+	}
+	n.policy.readFile(ctx, n.cfg.Dir)
 }
 
 // runSessions keeps a session with every relay of the head, and follows the head.
@@ -181,6 +283,9 @@ func (n *Node) runSessions(ctx context.Context) error {
 			ctx, stop := context.WithCancel(ctx)
 			done := make(chan struct{})
 			running[r.URL] = run{r, stop, done}
+			n.sessionsMu.Lock()
+			n.sessions = append(n.sessions, s)
+			n.sessionsMu.Unlock()
 			g.Go(func() {
 				defer close(done)
 				s.Run(ctx) // its only error is a refusal, which is tried again here
@@ -209,9 +314,9 @@ func (n *Node) renewGrant(ctx context.Context, s *Session) {
 	}
 }
 
-// documentsChanged takes the newest head from a relay.
-func (n *Node) documentsChanged(ctx context.Context, s *Session) {
-	raw, _, err := s.Documents(ctx)
+// fetchDocuments takes the newest head and this cluster's record from a relay.
+func (n *Node) fetchDocuments(ctx context.Context, s *Session) {
+	raw, records, err := s.Documents(ctx)
 	var head *auth.Head
 	if err == nil {
 		head, err = auth.ParseHead(raw)
@@ -224,6 +329,14 @@ func (n *Node) documentsChanged(ctx context.Context, s *Session) {
 			n.log.Warn("new head not taken", "relay", s.cfg.Relay.URL, "err", err)
 		}
 		return
+	}
+	for _, raw := range records {
+		r, err := auth.ParseRecord(raw, head, wallClock())
+		if err != nil {
+			n.log.Warn("record not taken", "relay", s.cfg.Relay.URL, "err", err)
+		} else if was := n.record.Load(); r.Name == n.files.settings.Cluster && (was == nil || r.Version >= was.Version) {
+			n.record.Store(r)
+		}
 	}
 	select {
 	case n.heads <- head:
@@ -247,12 +360,13 @@ func (n *Node) fetchHead(ctx context.Context) (*auth.Head, error) {
 		case ctx.Err() != nil:
 			return nil, nil
 		case err == nil:
+			n.troubles.end("head", "RelayAnswers", "relay "+n.files.settings.Relay+" gave the network's head", false)
 			return head, nil
 		case n.head != nil: // mounted with the node's files: enough to begin
 			n.log.Warn("using the head that was mounted", "relay", n.files.settings.Relay, "err", err)
 			return n.head, nil
 		}
-		n.log.Error("no head of the network yet", "relay", n.files.settings.Relay, "err", err)
+		n.troubles.begin("head", n.headTrouble(err))
 		select {
 		case <-ctx.Done():
 			return nil, nil
@@ -283,19 +397,33 @@ func (n *Node) watchEnds(ctx context.Context) {
 	}
 }
 
-// policyChanged decides about everybody again.
-func (n *Node) policyChanged(broken error) {
+// policyChanged says what became of the policy, and decides about everybody
+// again.
+func (n *Node) policyChanged() {
+	state, fault := n.policy.current(), n.policy.fault()
 	e := AuditEvent{Event: "policy_changed"}
-	n.metrics.policyBroken.Set(0)
-	if broken != nil {
-		e.Event, e.Reason, e.Detail = "policy_broken", string(auth.ReasonNoPolicy), broken.Error()
+	if fault == nil {
+		n.metrics.policyBroken.Set(0)
+		n.log.Info("policy in force", "rules", len(state.policy.Rules), "issuers", len(state.policy.Issuers))
+		n.troubles.end("policy", "PolicyInForce", fmt.Sprintf("the policy is in force: %d rules, %d issuers", len(state.policy.Rules), len(state.policy.Issuers)), true)
+	} else {
+		e.Event, e.Reason, e.Detail = "policy_broken", string(auth.ReasonNoPolicy), printable(fault.Error())
 		n.metrics.policyBroken.Set(1)
+		reason := "PolicyBroken"
+		if missing := (*PolicyMissingError)(nil); errors.As(fault, &missing) {
+			reason = "PolicyMissing"
+		}
+		n.troubles.begin("policy", trouble{reason: reason, err: fault, exact: true})
 	}
 	n.audit.write(e)
-	if broken != nil {
-		return
+	if fault == nil || state == nil {
+		n.reviewAll()
 	}
-	n.install.Lock() // whom the policy before has just admitted is among the keys
+}
+
+// reviewAll decides about everybody again.
+func (n *Node) reviewAll() {
+	n.install.Lock() // whom the rules before have just admitted is among the keys
 	keys := n.admission.keys()
 	n.install.Unlock()
 	for _, k := range keys {
@@ -337,7 +465,7 @@ func (n *Node) review(k key.WireGuardPublic, recheck bool) {
 func (n *Node) decide(id *auth.Identity, now time.Time) (auth.Decision, *auth.RefusedError) {
 	state := n.policy.current()
 	if state == nil {
-		return auth.Decision{}, &auth.RefusedError{Reason: auth.ReasonNoPolicy, Detail: "the node has no policy that it can read"}
+		return auth.Decision{}, n.noPolicy()
 	}
 	if refused := state.verifier.Recheck(id); refused != nil {
 		return auth.Decision{}, refused
@@ -347,6 +475,20 @@ func (n *Node) decide(id *auth.Identity, now time.Time) (auth.Decision, *auth.Re
 		return d, &auth.RefusedError{Reason: auth.ReasonPolicy, Detail: fmt.Sprintf("no rule opens port %d to %s now", apiServerPort, id)}
 	}
 	return d, d.Refusal
+}
+
+// noPolicy refuses everybody. The particulars are for the cluster's own people.
+func (n *Node) noPolicy() *auth.RefusedError {
+	detail := "it could not be read yet"
+	switch fault := n.policy.fault().(type) {
+	case *PolicyMissingError:
+		if fault.Err == nil {
+			detail = fault.Where + " does not exist"
+		}
+	case *PolicyBrokenError:
+		detail = fault.Where + " is broken"
+	}
+	return &auth.RefusedError{Reason: auth.ReasonNoPolicy, Detail: detail}
 }
 
 // cutLocked ends a laptop's access: out of the table, its flows reset, its peer
@@ -362,7 +504,11 @@ func (n *Node) cutLocked(k key.WireGuardPublic, reason, detail string) {
 	for edge, s := range l.edges {
 		n.audit.write(AuditEvent{Event: "edge_ended", Reason: reason, Detail: detail, Rule: l.decision.Rule}.who(l.identity).on(edge))
 		// A relay that does not read must not hold up the others' cuts.
-		n.offers.Go(func() { s.CloseEdge(context.Background(), edge, reason) })
+		n.closing.Add(1)
+		n.offers.Go(func() {
+			defer n.closing.Add(-1)
+			s.CloseEdge(context.Background(), edge, reason)
+		})
 	}
 	n.device.RemovePeer(k) // lets the resets out first
 	n.metrics.cut.WithLabelValues(reason).Inc()
@@ -372,7 +518,7 @@ func (n *Node) cutLocked(k key.WireGuardPublic, reason, detail string) {
 func (n *Node) cutAll() {
 	for _, k := range n.admission.keys() {
 		n.install.Lock()
-		n.cutLocked(k, string(auth.ReasonEnded), "node stops")
+		n.cutLocked(k, string(auth.ReasonNodeStops), "")
 		n.install.Unlock()
 	}
 }
@@ -401,6 +547,7 @@ type nodeMetrics struct {
 	refused      *prometheus.CounterVec
 	cut          *prometheus.CounterVec
 	policyBroken prometheus.Gauge
+	upstreamUp   prometheus.Gauge
 }
 
 func newNodeMetrics(reg prometheus.Registerer, a *admission) (*nodeMetrics, error) {
@@ -411,14 +558,15 @@ func newNodeMetrics(reg prometheus.Registerer, a *admission) (*nodeMetrics, erro
 		offers:       counter("zt_daemon_edge_offers_total", "Edge offers, by what became of them.", "result"),
 		refused:      counter("zt_daemon_flows_refused_total", "Flows from laptops that were refused, by reason.", "reason"),
 		cut:          counter("zt_daemon_laptops_cut_total", "Laptops whose access was ended, by reason.", "reason"),
-		policyBroken: prometheus.NewGauge(prometheus.GaugeOpts{Name: "zt_daemon_policy_broken", Help: "1 while the policy file is not in force."}),
+		policyBroken: prometheus.NewGauge(prometheus.GaugeOpts{Name: "zt_daemon_policy_broken", Help: "1 while the policy that is there is not in force."}),
+		upstreamUp:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "zt_daemon_upstream_up", Help: "1 while the API server answers."}),
 	}
 	if reg == nil {
 		return m, nil
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{
-		m.offers, m.refused, m.cut, m.policyBroken,
+		m.offers, m.refused, m.cut, m.policyBroken, m.upstreamUp,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "zt_daemon_laptops", Help: "Laptops that are peers."}, func() float64 {
 			laptops, _ := a.counts()
 			return float64(laptops)

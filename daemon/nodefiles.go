@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 
 	"sigs.k8s.io/yaml"
@@ -32,6 +33,18 @@ type NodeSettings struct {
 	Cluster  string         `json:"cluster"`  // a DNS label, the record's name
 	Relay    string         `json:"relay"`    // URL to fetch the head from; the head names the relays to use
 	Upstream string         `json:"upstream"` // host:port of the API server
+
+	Kubernetes *NodeKubernetes `json:"kubernetes,omitempty"` // nil outside a pod
+}
+
+// NodeKubernetes is what a node in a pod reads and writes through its service
+// account. Events about its pod are written whenever the section is there.
+type NodeKubernetes struct {
+	// PolicyConfigMap, of the pod's namespace, holds the policy under the key
+	// policy.yaml and is watched. Empty: the policy is a file of the directory.
+	PolicyConfigMap string `json:"policyConfigMap"`
+	// AccessGrants says that AccessGrant objects are watched too.
+	AccessGrants bool `json:"accessGrants"`
 }
 
 // Marshal gives the file's text.
@@ -60,8 +73,14 @@ func ParseNodeSettings(text []byte) (NodeSettings, error) {
 	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
 		return s, fmt.Errorf("upstream %q: the port is not a number from 1 to 65535", s.Upstream)
 	}
+	if k := s.Kubernetes; k != nil && k.PolicyConfigMap != "" && !configMapName.MatchString(k.PolicyConfigMap) {
+		return s, fmt.Errorf("kubernetes: policyConfigMap %q is not a name", k.PolicyConfigMap)
+	}
 	return s, nil
 }
+
+// configMapName is what Kubernetes takes for one (RFC 1123 §2.1, with dots).
+var configMapName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$`)
 
 // nodeFiles is a node's directory as it was read.
 type nodeFiles struct {

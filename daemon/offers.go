@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"slices"
 
 	"github.com/zt-daemon/zt/auth"
 	"github.com/zt-daemon/zt/auth/key"
@@ -37,8 +38,11 @@ func (n *Node) newSession(r auth.Relay) (*Session, error) {
 				n.edgeGone(e, err.Reason, err.Detail)
 			},
 			EdgeClosed: func(_ context.Context, e Edge, reason string) { n.edgeGone(e, reason, "") },
+			Up: func(ctx context.Context, _ Admitted) {
+				n.offers.Go(func() { n.fetchDocuments(ctx, s) })
+			},
 			DocumentsChanged: func(ctx context.Context) {
-				n.offers.Go(func() { n.documentsChanged(ctx, s) })
+				n.offers.Go(func() { n.fetchDocuments(ctx, s) })
 			},
 			PeerStatement: func(_ context.Context, peer key.WireGuardPublic, body []byte) { n.renew(peer, body) },
 		},
@@ -76,9 +80,12 @@ func (n *Node) answer(ctx context.Context, s *Session, o EdgeOffer) {
 // admit verifies an offer's grant, asks the policy, installs the peer and signs
 // the answer. The identity is returned, if it was verified, with an error too.
 func (n *Node) admit(ctx context.Context, s *Session, offer EdgeOffer) (answer []byte, id *auth.Identity, err error) {
+	if n.stopping.Load() {
+		return nil, nil, &auth.RefusedError{Reason: auth.ReasonNodeStops}
+	}
 	state := n.policy.current()
 	if state == nil {
-		return nil, nil, &auth.RefusedError{Reason: auth.ReasonNoPolicy, Detail: "the node has no policy that it can read"}
+		return nil, nil, n.noPolicy()
 	}
 	grant, err := auth.ParseGrant(offer.Grant)
 	if err != nil {
@@ -204,8 +211,11 @@ func (n *Node) renew(peer key.WireGuardPublic, body []byte) {
 	n.admission.get(peer, func(l *admittedLaptop) { l.identity, l.grant.Statement = next, statement })
 }
 
-// sessionGone drops the edges of a session that has ended for good.
+// sessionGone drops a session that has ended for good, and its edges.
 func (n *Node) sessionGone(s *Session) {
+	n.sessionsMu.Lock()
+	n.sessions = slices.DeleteFunc(n.sessions, func(o *Session) bool { return o == s })
+	n.sessionsMu.Unlock()
 	for _, k := range n.admission.keys() {
 		for _, id := range n.admission.edgesOf(k, s) {
 			n.edgeGone(Edge{ID: id, Peer: k}, wire.ReasonEnded, "the relay left the network")

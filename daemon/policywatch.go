@@ -3,6 +3,7 @@ package daemon
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,12 +13,18 @@ import (
 	"time"
 
 	"github.com/zt-daemon/zt/auth"
+	"github.com/zt-daemon/zt/daemon/kube"
 )
 
-// policyInterval is how often the policy file is read. A ConfigMap's volume is
-// swapped by symlink, which no file watch sees on every file system; a small
-// file a second costs nothing.
-const policyInterval = time.Second
+const (
+	// policyInterval is how often a policy file is read. A volume is swapped by
+	// symlink, which no file watch sees on every file system; a small file a second
+	// costs nothing.
+	policyInterval = time.Second
+	// policyGrace is how long the policy of a deleted ConfigMap stays in force:
+	// what replaces an object deletes it and creates another.
+	policyGrace = 3 * time.Second
+)
 
 // policyState is a node's policy in force, with the verifier of its issuers.
 // It does not change.
@@ -27,36 +34,97 @@ type policyState struct {
 	stop     context.CancelFunc // ends the verifier's fetching
 }
 
-// policyWatch reads a policy file and keeps its last good content in force.
+// policyWatch reads a policy and keeps its last good content in force.
 type policyWatch struct {
-	dir     string
 	network auth.NetworkID
 	client  *http.Client
 	log     *slog.Logger
-	changed func(broken error) // after every change; broken: why the new file is not in force
+	changed func() // after every change of what current or fault returns
 
-	wg sync.WaitGroup
+	wg sync.WaitGroup // verifiers
 
-	mu    sync.Mutex // guards below
-	now   *policyState
-	text  []byte // last read, good or not
-	fault error  // why text is not in force
+	mu   sync.Mutex // guards below
+	now  *policyState
+	text []byte // last taken, good or not
+	why  error  // why text is not in force
 }
 
-// current returns the state in force; nil if none ever was.
+// PolicyMissingError says that there is no policy where it should be, or none
+// that could be read yet.
+type PolicyMissingError struct {
+	Where string
+	Err   error // nil: it is not there
+}
+
+func (e *PolicyMissingError) Error() string {
+	if e.Err == nil {
+		return fmt.Sprintf("there is no policy: %s does not exist", e.Where)
+	}
+	return fmt.Sprintf("there is no policy: %v", e.Err)
+}
+
+// Unwrap returns why it could not be read.
+func (e *PolicyMissingError) Unwrap() error { return e.Err }
+
+// Hint says what to do.
+func (e *PolicyMissingError) Hint() string {
+	if h, ok := errors.AsType[hinter](e.Err); ok {
+		return h.Hint()
+	}
+	return "run `zt-daemon cluster add` again, or create it with the key " + PolicyFile + "; until then everybody is refused"
+}
+
+// PolicyBrokenError says that a policy was read that cannot be used.
+type PolicyBrokenError struct {
+	Where string
+	Kept  bool // the rules before it stay in force
+	Err   error
+}
+
+func (e *PolicyBrokenError) Error() string {
+	consequence := "everybody is refused"
+	if e.Kept {
+		consequence = "the rules before it stay in force"
+	}
+	return fmt.Sprintf("%s is broken, and %s: %v", e.Where, consequence, e.Err)
+}
+
+// Unwrap returns the fault.
+func (e *PolicyBrokenError) Unwrap() error { return e.Err }
+
+// Hint says what to do.
+func (e *PolicyBrokenError) Hint() string {
+	return "mend it; `zt-daemon policy check FILE` says the same before it is applied"
+}
+
+// current returns the state in force; nil if there is none.
 func (w *policyWatch) current() *policyState {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.now
 }
 
-// run reads the file until ctx is done.
-func (w *policyWatch) run(ctx context.Context) {
+// fault is why what is there is not in force; nil if it is. It is a
+// *PolicyMissingError, a *PolicyBrokenError or a *NodeFileError.
+func (w *policyWatch) fault() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.why
+}
+
+// readFile follows the file of a directory until ctx is done. A file that has
+// gone is as good as a broken one: who writes it may not do so in one step.
+func (w *policyWatch) readFile(ctx context.Context, dir string) {
 	defer w.wg.Wait()
 	tick := time.NewTicker(policyInterval)
 	defer tick.Stop()
 	for {
-		w.load(ctx)
+		text, err := readNodeFile(dir, PolicyFile)
+		if err != nil {
+			w.refuse(err)
+		} else {
+			w.take(ctx, dir+"/"+PolicyFile, text)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -65,25 +133,112 @@ func (w *policyWatch) run(ctx context.Context) {
 	}
 }
 
-// load takes the file's content into force if it is new and good. ctx bounds
-// the life of the verifier that it starts.
-func (w *policyWatch) load(ctx context.Context) {
-	text, err := readNodeFile(w.dir, PolicyFile)
-	w.mu.Lock()
-	was, same, known := w.now, err == nil && bytes.Equal(text, w.text), w.fault
-	w.mu.Unlock()
-	if same || err != nil && known != nil && known.Error() == err.Error() {
-		return
-	}
-	var next *policyState
-	if err == nil {
-		next, err = w.parse(ctx, text, was)
-		if err != nil {
-			err = &NodeFileError{File: w.dir + "/" + PolicyFile, Err: err}
+// policyRead is one look at a ConfigMap.
+type policyRead struct {
+	text   []byte
+	absent bool
+	err    error // it could not be read
+}
+
+// watchConfigMap follows a ConfigMap of the pod's namespace until ctx is done.
+// While the API server is away the rules stay in force.
+func (w *policyWatch) watchConfigMap(ctx context.Context, c *kube.Client, name string, health func(error)) {
+	defer w.wg.Wait()
+	where := fmt.Sprintf("ConfigMap %s/%s", c.Namespace(), name)
+	reads := make(chan policyRead)
+	read := func(r policyRead) {
+		select {
+		case reads <- r:
+		case <-ctx.Done():
 		}
 	}
+	var watch sync.WaitGroup
+	defer watch.Wait()
+	watch.Go(func() {
+		there := false
+		c.Watch(ctx, kube.Selection{Resource: kube.ConfigMaps, Name: name}, kube.Watcher{
+			Listing: func() { there = false },
+			Listed: func() {
+				if !there {
+					read(policyRead{absent: true})
+				}
+			},
+			Changed: func(o kube.Object) {
+				there = true
+				text, err := configMapKey(o.Raw, PolicyFile)
+				read(policyRead{text: text, err: err})
+			},
+			Deleted: func(kube.Object) { read(policyRead{absent: true}) },
+			Health: func(err error) {
+				health(err)
+				if err != nil && w.current() == nil {
+					read(policyRead{err: &PolicyMissingError{Where: where, Err: err}})
+				}
+			},
+		})
+	})
+	var absent <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case r := <-reads:
+			switch {
+			case r.absent && w.current() != nil:
+				if absent == nil {
+					absent = time.After(policyGrace)
+				}
+				continue
+			case r.absent:
+				w.remove(&PolicyMissingError{Where: where})
+			case r.err != nil:
+				w.refuse(r.err)
+			default:
+				w.take(ctx, where, r.text)
+			}
+			absent = nil
+		case <-absent:
+			absent = nil
+			w.remove(&PolicyMissingError{Where: where})
+		}
+	}
+}
+
+// configMapKey is one value of a ConfigMap's data.
+func configMapKey(raw []byte, key string) ([]byte, error) {
+	var object struct {
+		Metadata struct{ Namespace, Name string } `json:"metadata"`
+		Data     map[string]string                `json:"data"`
+	}
+	if err := json.Unmarshal(raw, &object); err != nil {
+		return nil, fmt.Errorf("ConfigMap: %w", err)
+	}
+	text, ok := object.Data[key]
+	if !ok {
+		return nil, &PolicyMissingError{Where: fmt.Sprintf("key %s of ConfigMap %s/%s", key, object.Metadata.Namespace, object.Metadata.Name)}
+	}
+	return []byte(text), nil
+}
+
+// take puts a text into force if it is new and good. ctx bounds the life of the
+// verifier that it starts.
+func (w *policyWatch) take(ctx context.Context, where string, text []byte) {
 	w.mu.Lock()
-	w.text, w.fault = text, err
+	was, same := w.now, w.text != nil && bytes.Equal(text, w.text)
+	if same && w.why != nil { // a policy that could not be read for a while
+		_, broken := errors.AsType[*PolicyBrokenError](w.why)
+		same = broken
+	}
+	w.mu.Unlock()
+	if same {
+		return
+	}
+	next, err := w.parse(ctx, text, was)
+	if err != nil {
+		err = &PolicyBrokenError{Where: where, Kept: was != nil, Err: err}
+	}
+	w.mu.Lock()
+	w.text, w.why = bytes.Clone(text), err
 	if next != nil {
 		w.now = next
 	}
@@ -91,16 +246,33 @@ func (w *policyWatch) load(ctx context.Context) {
 	if next != nil && was != nil && next.verifier != was.verifier {
 		was.stop()
 	}
-	switch {
-	case err != nil && was != nil:
-		w.log.Error("policy file is broken; the rules before it stay in force", "err", err)
-	case err != nil && errors.Is(err, context.Canceled):
-	case err != nil:
-		w.log.Error("no policy: everybody is refused", "err", err)
-	default:
-		w.log.Info("policy in force", "rules", len(next.policy.Rules), "issuers", len(next.policy.Issuers))
+	w.changed()
+}
+
+// refuse notes that what is there cannot be read; the rules in force stay.
+func (w *policyWatch) refuse(err error) {
+	w.mu.Lock()
+	same := w.why != nil && w.why.Error() == err.Error()
+	w.why = err
+	w.mu.Unlock()
+	if !same {
+		w.changed()
 	}
-	w.changed(err)
+}
+
+// remove takes the rules out of force: the policy is no more.
+func (w *policyWatch) remove(err error) {
+	w.mu.Lock()
+	was := w.now
+	same := was == nil && w.why != nil && w.why.Error() == err.Error()
+	w.now, w.text, w.why = nil, nil, err
+	w.mu.Unlock()
+	if was != nil {
+		was.stop()
+	}
+	if !same {
+		w.changed()
+	}
 }
 
 // parse builds the state of a text. The verifier of the state before is kept

@@ -252,6 +252,7 @@ func (s *Session) connect(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	s.compareClocks(c)
 	ctx, cancel := context.WithCancel(ctx)
 	events := make(chan func(), eventQueue)
 	var (
@@ -357,6 +358,17 @@ func (s *Session) newPath(ctx context.Context, c *control) *binder {
 	}
 }
 
+// compareClocks notes how far the relay's clock is from ours: before admission,
+// which may be refused for it.
+func (s *Session) compareClocks(c *control) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.state.Clock = 0
+	if t := c.welcome.Time; t != 0 {
+		s.state.Clock = time.UnixMilli(int64(min(t, 1<<52))).Sub(c.began).Round(time.Millisecond)
+	}
+}
+
 // up makes c the connection that requests use; false if Reconnect has asked for
 // another proof meanwhile.
 func (s *Session) up(c *control, path *binder, a Admitted, proofs uint64) bool {
@@ -374,10 +386,6 @@ func (s *Session) up(c *control, path *binder, a Admitted, proofs uint64) bool {
 	s.state.Up, s.state.Since, s.state.Err = true, time.Now(), nil
 	s.state.Lease, s.state.Addr = a.Expires, a.Addr
 	s.state.Connects++
-	s.state.Clock = 0
-	if t := c.welcome.Time; t != 0 {
-		s.state.Clock = time.UnixMilli(int64(min(t, 1<<52))).Sub(c.began).Round(time.Millisecond)
-	}
 	s.changedLocked()
 	s.log.Info("session up", "overlay_addr", a.Addr, "lease_expires", a.Expires)
 	return true

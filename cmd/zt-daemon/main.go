@@ -17,6 +17,7 @@ import (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal ends at once what takes its time
 	code := run(ctx, processEnvironment(), os.Args[1:])
 	stop()
 	os.Exit(code)
