@@ -46,6 +46,10 @@ type overlay struct {
 	audit    *syncBuffer // the node's
 	upstream *httptest.Server
 	behind   *delayLine // nil: participants reach the relay directly
+	kube     *fakeKube  // nil: the node is not in a pod
+	node     *daemon.Node
+	grace    time.Duration // the node's
+	stopNode func()
 }
 
 type syncBuffer struct {
@@ -68,13 +72,17 @@ func newOverlay(t *testing.T) *overlay {
 // newOverlayBehind makes an overlay whose participants reach the relay through d.
 func newOverlayBehind(t *testing.T, d *delayLine) *overlay {
 	t.Helper()
+	return newOverlayWith(t, &overlay{behind: d})
+}
+
+// newOverlayWith completes o.
+func newOverlayWith(t *testing.T, o *overlay) *overlay {
+	t.Helper()
 	ignore := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, ignore) })
 	ctx, cancel := context.WithCancel(context.Background())
-	o := &overlay{
-		t: t, ctx: ctx, behind: d, relayDir: t.TempDir(), nodeDir: t.TempDir(), audit: &syncBuffer{},
-		log: slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
-	}
+	o.t, o.ctx, o.relayDir, o.nodeDir, o.audit = t, ctx, t.TempDir(), t.TempDir(), &syncBuffer{}
+	o.log = slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	var stopIssuer func()
 	o.issuer, stopIssuer = issuer.Local(t, issuer.Config{})
 	o.upstream = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -194,13 +202,15 @@ func (o *overlay) claim() {
 	if err := a.Put(o.ctx, wire.DocumentRecord, record.Raw()); err != nil {
 		o.t.Fatal(err)
 	}
-	settings, err := daemon.NodeSettings{
-		Network: head.Network, Cluster: "c1", Relay: o.relay.URL(), Upstream: o.upstream.Listener.Addr().String(),
-	}.Marshal()
+	settings := daemon.NodeSettings{Network: head.Network, Cluster: "c1", Relay: o.relay.URL(), Upstream: o.upstream.Listener.Addr().String()}
+	if o.kube != nil {
+		settings.Kubernetes = &daemon.NodeKubernetes{PolicyConfigMap: "zt-policy", AccessGrants: true}
+	}
+	text, err := settings.Marshal()
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	o.write(daemon.NodeConfigFile, settings)
+	o.write(daemon.NodeConfigFile, text)
 	o.write(daemon.ClusterKeyFile, cluster.PEM())
 	o.policy("groups: [developers]")
 }
@@ -219,18 +229,29 @@ func (o *overlay) write(name string, b []byte) {
 // policy replaces the cluster's policy: who is what a rule admits.
 func (o *overlay) policy(who string) {
 	o.t.Helper()
-	o.write(daemon.PolicyFile, fmt.Appendf(nil, "issuers: [{url: %q, clientID: %s}]\nrules: [{name: people, issuer: %q, %s}]\n",
-		o.issuer.URL(), issuer.OverlayClient, o.issuer.URL(), who))
+	text := fmt.Appendf(nil, "issuers: [{url: %q, clientID: %s}]\nrules: [{name: people, issuer: %q, %s}]\n",
+		o.issuer.URL(), issuer.OverlayClient, o.issuer.URL(), who)
+	if o.kube != nil {
+		o.kube.policy(string(text))
+		return
+	}
+	o.write(daemon.PolicyFile, text)
 }
 
 func (o *overlay) startNode(wg *sync.WaitGroup) {
 	o.t.Helper()
-	n, err := daemon.NewNode(daemon.NodeConfig{Dir: o.nodeDir, Audit: o.audit, Log: o.log.With("at", "node")})
-	if err != nil {
+	cfg := daemon.NodeConfig{Dir: o.nodeDir, Audit: o.audit, Log: o.log.With("at", "node"), Grace: o.grace}
+	if o.kube != nil {
+		cfg.APIServer, cfg.Account, cfg.Pod = o.kube.server.Listener.Addr().String(), o.kube.account, "zt-1"
+	}
+	var err error
+	if o.node, err = daemon.NewNode(cfg); err != nil {
 		o.t.Fatal(err)
 	}
+	ctx, stop := context.WithCancel(o.ctx)
+	o.stopNode = stop
 	wg.Go(func() {
-		if err := n.Run(o.ctx); err != nil {
+		if err := o.node.Run(ctx); err != nil {
 			o.t.Errorf("node: %v", err)
 		}
 	})

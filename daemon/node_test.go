@@ -1,0 +1,163 @@
+package daemon_test
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/zt-daemon/zt/daemon"
+)
+
+// ready waits until the node's probe says what it should, and returns its body.
+func (o *overlay) ready(want bool, says ...string) string {
+	o.t.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		w := httptest.NewRecorder()
+		o.node.ServeReady(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+		body := w.Body.String()
+		ok := (w.Code == http.StatusOK) == want
+		for _, s := range says {
+			ok = ok && strings.Contains(body, s)
+		}
+		if ok {
+			return body
+		} else if time.Now().After(end) {
+			o.t.Fatalf("/readyz says %d, want ready = %v and %q:\n%s", w.Code, want, says, body)
+		}
+	}
+}
+
+// admitted waits until a laptop gets an answer from the API server.
+func (l *laptop) admitted() {
+	l.o.t.Helper()
+	for end := time.Now().Add(45 * time.Second); ; time.Sleep(200 * time.Millisecond) { // relays remember a refusal for 30 s
+		if got, err := l.get(); err == nil && got != "" {
+			return
+		} else if time.Now().After(end) {
+			l.o.t.Fatalf("not admitted: %v", err)
+		}
+	}
+}
+
+func TestNodeInPod(t *testing.T) {
+	k := newFakeKube(t)
+	o := newOverlayWith(t, &overlay{kube: k})
+	o.ready(true, "connected", "API server: answers", "policy: in_force")
+	k.event("PolicyInForce", "1 rules")
+	k.event("RelayConnected", o.relay.URL())
+	alice := o.laptop(t.TempDir())
+	if _, err := alice.login("alice"); err != nil {
+		t.Fatal(err)
+	}
+	alice.admitted()
+
+	t.Run("a broken policy keeps the rules", func(t *testing.T) {
+		ended := alice.watch()
+		k.policy("rules: nonsense")
+		k.event("PolicyBroken", "zt/zt-policy", "the rules before it stay in force", "line 1")
+		o.ready(true, "policy: broken", "warning: ")
+		if got := o.node.Health(); got.Policy != daemon.PolicyBroken || !strings.Contains(got.Why, "line 1") {
+			t.Errorf("health %+v, want a broken policy and its line", got)
+		}
+		select {
+		case err := <-ended:
+			t.Errorf("the stream ended: %v", err)
+		case <-time.After(100 * time.Millisecond):
+		}
+		o.policy("groups: [others]")
+		o.within(2*time.Second, "a right that a watched policy takes away", ended)
+		o.policy("groups: [developers]")
+		alice.admitted()
+	})
+
+	t.Run("without the API server the rules stay", func(t *testing.T) {
+		ended := alice.watch()
+		k.refuse("configmaps", http.StatusServiceUnavailable)
+		time.Sleep(time.Second)
+		o.ready(true, "policy: in_force")
+		k.policy("rules: nonsense")
+		o.policy("groups: [developers], ports: [8443]")
+		k.refuse("configmaps", 0)
+		o.within(25*time.Second, "what changed meanwhile", ended)
+		o.policy("groups: [developers]")
+		alice.admitted()
+	})
+
+	t.Run("a right that is missing is named", func(t *testing.T) {
+		k.refuse("configmaps", http.StatusForbidden)
+		k.event("PolicyNotWatched", "resources: [configmaps], resourceNames: [zt-policy], verbs: [get, list, watch]")
+		o.ready(true, "warning: ", "has no right")
+		k.refuse("configmaps", 0)
+		k.event("PolicyWatched")
+	})
+
+	t.Run("an object that is replaced cuts nobody", func(t *testing.T) {
+		ended := alice.watch()
+		k.remove(policyObject)
+		time.Sleep(500 * time.Millisecond)
+		o.policy("groups: [developers], ports: [443]")
+		select {
+		case err := <-ended:
+			t.Errorf("the stream ended: %v", err)
+		case <-time.After(4 * time.Second):
+		}
+		k.remove(policyObject)
+		o.within(6*time.Second, "a policy that was deleted", ended)
+		k.event("PolicyMissing", "ConfigMap zt/zt-policy does not exist", "cluster add")
+		o.ready(false, "policy: absent")
+		o.policy("groups: [developers]")
+		o.ready(true)
+		alice.admitted()
+	})
+
+	t.Run("an API server that is down", func(t *testing.T) {
+		o.upstream.CloseClientConnections()
+		o.upstream.Listener.Close()
+		k.event("UpstreamDown", o.upstream.Listener.Addr().String())
+		o.ready(false, "API server: API server 127.0.0.1")
+	})
+	alice.stop()
+}
+
+// TestNodeStops shows what a person notices of a node that is stopped in time: a
+// flow ends by itself or at the end of grace, and nobody else is let in.
+func TestNodeStops(t *testing.T) {
+	const grace = 3 * time.Second
+	o := newOverlayWith(t, &overlay{grace: grace})
+	alice, carol := o.laptop(t.TempDir()), o.laptop(t.TempDir())
+	for _, l := range []*laptop{alice, carol} {
+		if _, err := l.login("alice"); err != nil {
+			t.Fatal(err)
+		}
+		l.admitted()
+	}
+	o.ready(true)
+	ended := alice.watch()
+	began := time.Now()
+	o.stopNode()
+	o.ready(false, "the node stops")
+	if got, err := alice.get(); err != nil || got == "" {
+		t.Errorf("another call of who has a flow open: %q, %v", got, err)
+	}
+	for end := time.Now().Add(grace / 2); ; time.Sleep(10 * time.Millisecond) { // let go: no flow
+		if _, err := carol.Credential(t.Context(), daemon.CredentialRequest{Cluster: "c1"}); err != nil {
+			if !strings.Contains(err.Error(), "stop") {
+				t.Errorf("who comes now reads %q, want that the node stops", err)
+			}
+			break
+		} else if time.Now().After(end) {
+			t.Fatal("a node that stops takes another laptop")
+		}
+	}
+	o.within(grace+time.Second, "the end of grace", ended)
+	if took := time.Since(began); took < grace {
+		t.Errorf("the flow was cut after %v, within its grace", took)
+	}
+	if !strings.Contains(o.audit.String(), `"reason":"node_stops"`) {
+		t.Error("the audit log does not say that the node stopped")
+	}
+	alice.stop()
+	carol.stop()
+}
