@@ -74,7 +74,7 @@ func (s *Server) verifyNode(p *session, body []byte) (g auth.NodeGrant, k key.Cl
 		return g, k, &auth.RefusedError{Reason: auth.ReasonChannelKey}
 	}
 	if _, ok := s.documents.cluster(g.Cluster); !ok {
-		return g, k, refused(wire.ReasonUnknownCluster, g.Cluster, "run `zt-daemon cluster add` for it")
+		return g, k, noSuchCluster(g.Cluster)
 	}
 	now := s.now()
 	r = &auth.RefusedError{Reason: auth.ReasonClusterKey, Detail: fmt.Sprintf("node grant for cluster %q", g.Cluster)} // of no live key
@@ -84,6 +84,11 @@ func (s *Server) verifyNode(p *session, body []byte) (g auth.NodeGrant, k key.Cl
 		}
 	}
 	return g, k, r
+}
+
+// noSuchCluster refuses a node of a cluster that was removed, or never was.
+func noSuchCluster(name string) *auth.RefusedError {
+	return refused(wire.ReasonUnknownCluster, name, "run `zt-daemon cluster add` for it")
 }
 
 // statement renews a lease.
@@ -183,7 +188,10 @@ func (s *Server) runVerifier(ctx context.Context) error {
 		case <-s.recheckNow:
 		}
 		if v != nil {
-			s.hub.recheck(v, func(c string) []key.ClusterPublic { return s.documents.clusterKeys(c, s.now()) })
+			s.hub.recheck(v, func(c string) ([]key.ClusterPublic, bool) {
+				_, known := s.documents.cluster(c)
+				return s.documents.clusterKeys(c, s.now()), known
+			})
 		}
 	}
 }

@@ -109,8 +109,9 @@ func (h *hub) renew(s *session, number uint32, v *auth.Verifier, body []byte) *a
 	return nil
 }
 
-// recheck holds every lease against the issuers and records of now.
-func (h *hub) recheck(v *auth.Verifier, clusterKeys func(cluster string) []key.ClusterPublic) {
+// recheck holds every lease against the issuers and records of now. clusterKeys
+// says also whether there is such a cluster.
+func (h *hub) recheck(v *auth.Verifier, clusterKeys func(cluster string) ([]key.ClusterPublic, bool)) {
 	h.mu.Lock()
 	all := h.snapshotLocked()
 	leases := make([]lease, len(all))
@@ -121,7 +122,10 @@ func (h *hub) recheck(v *auth.Verifier, clusterKeys func(cluster string) []key.C
 	for i, l := range leases {
 		var r *auth.RefusedError
 		if l.kind == kindNode {
-			if !slices.Contains(clusterKeys(l.cluster), l.nodeKey) {
+			keys, known := clusterKeys(l.cluster)
+			if !known {
+				r = noSuchCluster(l.cluster)
+			} else if !slices.Contains(keys, l.nodeKey) {
 				r = &auth.RefusedError{Reason: auth.ReasonClusterKey, Detail: fmt.Sprintf("node grant for cluster %q", l.cluster)}
 			}
 		} else {
