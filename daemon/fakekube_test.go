@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -176,6 +177,11 @@ func (k *fakeKube) setLocked(path string, o map[string]any) {
 	}
 	metadata["resourceVersion"] = strconv.Itoa(k.version)
 	o["metadata"] = metadata
+	if old := k.objects[path]; old == nil || !reflect.DeepEqual(old["spec"], o["spec"]) {
+		metadata["generation"] = k.version
+	} else {
+		metadata["generation"] = old["metadata"].(map[string]any)["generation"]
+	}
 	kind := "ADDED"
 	if k.objects[path] != nil {
 		kind = "MODIFIED"

@@ -1,13 +1,20 @@
 package daemon_test
 
 import (
+	"crypto/tls"
+	"io"
+	"log"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/zt-daemon/zt/auth"
+	"github.com/zt-daemon/zt/auth/key"
 	"github.com/zt-daemon/zt/daemon"
+	"github.com/zt-daemon/zt/test/lab"
 )
 
 // ready waits until the node's probe says what it should, and returns its body.
@@ -112,6 +119,12 @@ func TestNodeInPod(t *testing.T) {
 		alice.admitted()
 	})
 
+	t.Run("a cluster that is removed from the network", func(t *testing.T) {
+		o.remove()
+		k.event("RelayRefused", "the cluster was removed from the network")
+		o.ready(false, "no cluster of this name")
+	})
+
 	t.Run("an API server that is down", func(t *testing.T) {
 		o.upstream.CloseClientConnections()
 		o.upstream.Listener.Close()
@@ -160,4 +173,97 @@ func TestNodeStops(t *testing.T) {
 	}
 	alice.stop()
 	carol.stop()
+}
+
+// strangersServer serves with a certificate of an authority that nobody knows.
+func strangersServer(t *testing.T) (address string) {
+	t.Helper()
+	ca, err := lab.NewAuthority("a stranger's CA")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := ca.Server("127.0.0.1", "example.com")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(cert.Certificate, cert.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(http.NotFoundHandler())
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // handshakes fail, as they should
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().String()
+}
+
+// TestNodeBadInput gives a node what is wrong, and looks for the one Event that
+// says so with its fix, and for a probe that fails.
+func TestNodeBadInput(t *testing.T) {
+	away := func() string { // an address where nobody listens
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		return ln.Addr().String()
+	}()
+	for _, tc := range []struct {
+		name     string
+		spoil    func(*overlay, *daemon.NodeSettings)
+		relayNow func() time.Time
+		relayUDP string
+		reason   string   // of the Event
+		says     []string // in its message
+		probe    string   // in the body of /readyz
+	}{
+		{"a wrong relay address", func(_ *overlay, s *daemon.NodeSettings) { s.Relay = "https://" + away }, nil, "",
+			"RelayUnreachable", []string{away, "`relay` of node.yaml"}, "relay: none is known yet"},
+		{"no egress to the relays", func(o *overlay, _ *daemon.NodeSettings) {
+			o.write(daemon.NodeHeadFile, o.head.Raw())
+			o.stop()
+		}, nil, "", "RelayUnreachable", []string{"is unreachable", "TCP 443"}, "unreachable"},
+		{"no UDP to the relay", nil, nil, away, "RelaySilent", []string{"no UDP packet comes back", away, "let UDP to that address"}, "no UDP packet"},
+		{"a wrong network id", func(o *overlay, s *daemon.NodeSettings) {
+			s.Network = auth.IDOf(key.NewNetwork().Public())
+		}, nil, "", "WrongNetwork", []string{"`network` or `relay` of node.yaml is wrong", "cluster add"}, "relay: none is known yet"},
+		{"another cluster's key", func(o *overlay, _ *daemon.NodeSettings) {
+			o.write(daemon.ClusterKeyFile, key.NewCluster().PEM())
+		}, nil, "", "RelayRefused", []string{"cluster.key is not the key of this cluster", "cluster add c1"}, "no live key of the cluster"},
+		{"a cluster that was removed", func(o *overlay, _ *daemon.NodeSettings) { o.remove() }, nil, "",
+			"RelayRefused", []string{"the cluster was removed from the network", "cluster add c1"}, "no cluster of this name"},
+		{"a clock that is an hour ahead", nil, func() time.Time { return time.Now().Add(-time.Hour) }, "",
+			"ClockOff", []string{"clock is 1h0m0s ahead of", "NTP"}, "clocks disagree"},
+		{"a clock that is an hour behind", nil, func() time.Time { return time.Now().Add(time.Hour + time.Second) }, "",
+			"ClockOff", []string{"clock is 1h0m1s behind", "NTP"}, "expired"},
+		{"an issuer that does not answer", func(o *overlay, _ *daemon.NodeSettings) {
+			o.kube.policy("issuers: [{url: \"http://" + away + "\", clientID: zt}]\n")
+		}, nil, "", "IssuerUnreachable", []string{away, "who logs in there is refused", "NetworkPolicy"}, "keys of issuer"},
+		{"no right to the policy", func(o *overlay, _ *daemon.NodeSettings) { o.kube.refuse("configmaps", http.StatusForbidden) }, nil, "",
+			"PolicyMissing", []string{"resourceNames: [zt-policy], verbs: [get, list, watch]"}, "policy: absent"},
+		{"no policy", func(o *overlay, _ *daemon.NodeSettings) { o.kube.remove(policyObject) }, nil, "",
+			"PolicyMissing", []string{"ConfigMap zt/zt-policy does not exist", "cluster add"}, "policy: absent"},
+		{"a ConfigMap without its key", func(o *overlay, _ *daemon.NodeSettings) {
+			o.kube.set(policyObject, map[string]any{"data": map[string]string{"policy.yml": ""}})
+		}, nil, "", "PolicyMissing", []string{"key policy.yaml of ConfigMap zt/zt-policy does not exist"}, "policy: absent"},
+		{"a broken policy", func(o *overlay, _ *daemon.NodeSettings) { o.kube.policy("issuers: []\nrules: nonsense\n") }, nil, "",
+			"PolicyBroken", []string{"everybody is refused", "line 2", "policy check"}, "policy: broken"},
+		{"an API server that is down", func(_ *overlay, s *daemon.NodeSettings) { s.Upstream = away }, nil, "",
+			"UpstreamDown", []string{away, "`upstream` of node.yaml"}, "API server: API server " + away},
+		{"an API server with another's certificate", func(o *overlay, s *daemon.NodeSettings) {
+			s.Upstream = strangersServer(o.t)
+		}, nil, "", "UpstreamDown", []string{"certificate", "cluster add"}, "does not serve"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			o := newOverlayWith(t, &overlay{kube: newFakeKube(t), spoil: tc.spoil, relayNow: tc.relayNow, relayUDP: tc.relayUDP})
+			o.kube.event(tc.reason, tc.says...)
+			o.ready(false, tc.probe)
+			w := httptest.NewRecorder()
+			o.node.ServeReady(w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+			if !strings.Contains(w.Body.String(), "warning: ") {
+				t.Errorf("/readyz has no warning:\n%s", w.Body)
+			}
+		})
+	}
 }

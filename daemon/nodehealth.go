@@ -218,7 +218,7 @@ func (n *Node) checkRelays(said map[string]bool) {
 		case isRefused(st.Err) && st.Clock.Abs() > clockTolerance:
 			n.troubles.begin(what, trouble{reason: "ClockOff", err: &ClockError{Relay: relay, Offset: st.Clock, Err: st.Err}})
 		case isRefused(st.Err):
-			n.troubles.begin(what, trouble{reason: "RelayRefused", err: n.refusedBy(relay, st.Err)})
+			n.troubles.begin(what, trouble{reason: "RelayRefused", err: n.refusedBy(relay, st.Err), exact: true})
 		case st.Err != nil && time.Since(st.Since) > healthPatience:
 			n.troubles.begin(what, trouble{reason: "RelayUnreachable", err: st.Err})
 		}
@@ -384,8 +384,9 @@ func (n *Node) watchTrouble(what, reason, fine string) func(error) {
 		case since.IsZero():
 			since = time.Now()
 		}
-		if !errors.Is(err, kube.ErrUnreachable) || time.Since(since) > healthPatience {
-			n.troubles.begin(what, trouble{reason: reason, err: err})
+		refused := errors.Is(err, kube.ErrForbidden) || errors.Is(err, kube.ErrNotFound)
+		if refused || time.Since(since) > healthPatience {
+			n.troubles.begin(what, trouble{reason: reason, err: err, exact: refused})
 		}
 	}
 }

@@ -50,6 +50,9 @@ type overlay struct {
 	node     *daemon.Node
 	grace    time.Duration // the node's
 	stopNode func()
+	relayNow func() time.Time                         // nil: time.Now
+	relayUDP string                                   // where the relay says its UDP is; empty: where it is
+	spoil    func(o *overlay, s *daemon.NodeSettings) // changes what the node is started with
 }
 
 type syncBuffer struct {
@@ -136,7 +139,7 @@ func (o *overlay) startRelay(tcp, udp string) {
 	}
 	cfg := relay.Config{
 		StateDir: o.relayDir, Listener: ln, UDP: []*net.UDPConn{conn}, TLS: relay.TLS{SelfSigned: []string{"127.0.0.1"}},
-		Log: o.log.With("at", "relay"),
+		Log: o.log.With("at", "relay"), Now: o.relayNow, AdvertiseUDP: o.relayUDP,
 	}
 	if o.behind != nil {
 		cfg.URL, cfg.AdvertiseUDP = o.behind.before(ln.Addr().String(), conn.LocalAddr().String())
@@ -191,7 +194,27 @@ func (o *overlay) claim() {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	a, err := daemon.DialAdmin(o.ctx, o.relay.Entry(), head.Network, daemon.HTTPConfig{})
+	o.put(record)
+	settings := daemon.NodeSettings{Network: head.Network, Cluster: "c1", Relay: o.relay.URL(), Upstream: o.upstream.Listener.Addr().String()}
+	if o.kube != nil {
+		settings.Kubernetes = &daemon.NodeKubernetes{PolicyConfigMap: "zt-policy", AccessGrants: true}
+	}
+	o.write(daemon.ClusterKeyFile, cluster.PEM())
+	o.policy("groups: [developers]")
+	if o.spoil != nil {
+		o.spoil(o, &settings)
+	}
+	text, err := settings.Marshal()
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	o.write(daemon.NodeConfigFile, text)
+}
+
+// put has the relay serve a record.
+func (o *overlay) put(r *auth.Record) {
+	o.t.Helper()
+	a, err := daemon.DialAdmin(o.ctx, o.relay.Entry(), o.head.Network, daemon.HTTPConfig{})
 	if err != nil {
 		o.t.Fatal(err)
 	}
@@ -199,20 +222,19 @@ func (o *overlay) claim() {
 	if err := a.ProveNetwork(o.ctx, o.network); err != nil {
 		o.t.Fatal(err)
 	}
-	if err := a.Put(o.ctx, wire.DocumentRecord, record.Raw()); err != nil {
+	if err := a.Put(o.ctx, wire.DocumentRecord, r.Raw()); err != nil {
 		o.t.Fatal(err)
 	}
-	settings := daemon.NodeSettings{Network: head.Network, Cluster: "c1", Relay: o.relay.URL(), Upstream: o.upstream.Listener.Addr().String()}
-	if o.kube != nil {
-		settings.Kubernetes = &daemon.NodeKubernetes{PolicyConfigMap: "zt-policy", AccessGrants: true}
-	}
-	text, err := settings.Marshal()
+}
+
+// remove takes the cluster out of the network.
+func (o *overlay) remove() {
+	o.t.Helper()
+	r, err := auth.SignRecord(auth.Record{Network: o.head.Network, Name: "c1", Version: 2, Removed: true}, auth.NetworkSigner(o.network))
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	o.write(daemon.NodeConfigFile, text)
-	o.write(daemon.ClusterKeyFile, cluster.PEM())
-	o.policy("groups: [developers]")
+	o.put(r)
 }
 
 func (o *overlay) write(name string, b []byte) {
