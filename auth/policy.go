@@ -18,6 +18,7 @@ const (
 
 	policyMaxRules   = 1000
 	policyMaxWindows = 32 // of one rule
+	policyMaxOpeners = 1000
 	policyMaxDenials = 10000
 
 	// policyHorizon is how far Decide looks for an end: past the longest grant
@@ -36,8 +37,34 @@ var policyDefaultPorts = []uint16{443}
 type Policy struct {
 	// Issuers are the only ones whose ID tokens the cluster's nodes accept.
 	Issuers []Issuer `json:"issuers"`
-	Rules   []Rule   `json:"rules"`
-	Deny    []Denial `json:"deny"`
+	// Closed: Rules admit nobody. Openers are admitted, and whom an AccessGrant
+	// names while it is active.
+	Closed bool `json:"closed"`
+	// Openers count while the policy is Closed only.
+	Openers      []Opener         `json:"openers"`
+	Rules        []Rule           `json:"rules"`
+	AccessGrants AccessGrantRules `json:"accessGrants"`
+	Deny         []Denial         `json:"deny"`
+
+	openers []Rule // Openers, as rules
+}
+
+// Opener is who reaches a closed cluster at any time: whoever has all of what it
+// names, as in a Rule.
+type Opener struct {
+	// Name is unique among openers. Empty = "opener N", counted from 1.
+	Name     string            `json:"name"`
+	Issuer   string            `json:"issuer"`
+	Groups   []string          `json:"groups"`
+	Subjects []string          `json:"subjects"`
+	Claims   map[string]string `json:"claims"`
+}
+
+// AccessGrantRules bound the AccessGrants that count.
+type AccessGrantRules struct {
+	// MaxDuration is the longest from notBefore to notAfter; zero =
+	// DefaultAccessGrantDuration.
+	MaxDuration Duration `json:"maxDuration"`
 }
 
 // Rule admits whoever has all of what it names: one of Groups if there are any,
@@ -79,10 +106,14 @@ type Decision struct {
 	// Ports that are open, sorted; nil when refused.
 	Ports []uint16
 	// Until is when the first of Ports closes; zero = the grant's end comes first.
-	// With a Refusal for the time of day it is when a rule opens next.
+	// With a Refusal it is when a rule or an AccessGrant opens next, if that is
+	// known.
 	Until time.Time
-	// Rule is the name of the first rule that admits.
+	// Rule is the name of the first rule that admits, or opener of a closed policy.
 	Rule string
+	// AccessGrant is the name of the one that admits; empty if all of Ports are
+	// open without.
+	AccessGrant string
 	// Refusal is nil when Ports are open.
 	Refusal *RefusedError
 }
@@ -113,6 +144,12 @@ func ParsePolicy(text []byte) (*Policy, error) {
 			return nil, lines.fault(err, "rules", n)
 		}
 	}
+	if err := p.loadOpeners(lines); err != nil {
+		return nil, err
+	}
+	if p.AccessGrants.MaxDuration == 0 && lines.has("accessGrants", "maxDuration") {
+		return nil, &PolicyError{Line: lines.line("accessGrants"), Detail: fmt.Sprintf("accessGrants: maxDuration is zero: leave it out for %s", DefaultAccessGrantDuration)}
+	}
 	if len(p.Deny) > policyMaxDenials {
 		return nil, &PolicyError{Line: lines.line("deny"), Detail: fmt.Sprintf("%d denials, want at most %d", len(p.Deny), policyMaxDenials)}
 	}
@@ -124,19 +161,47 @@ func ParsePolicy(text []byte) (*Policy, error) {
 	return p, nil
 }
 
-func (p *Policy) loadRule(n int) error {
-	r := &p.Rules[n]
+func (p *Policy) loadOpeners(lines policyLines) error {
+	if len(p.Openers) > policyMaxOpeners {
+		return &PolicyError{Line: lines.line("openers"), Detail: fmt.Sprintf("%d openers, want at most %d", len(p.Openers), policyMaxOpeners)}
+	}
+	for n := range p.Openers {
+		o := &p.Openers[n]
+		r := Rule{Name: o.Name, Issuer: o.Issuer, Groups: o.Groups, Subjects: o.Subjects, Claims: o.Claims, Ports: policyDefaultPorts}
+		err := r.loadName(p.openers, "opener")
+		if err == nil {
+			err = p.checkWhom(&r)
+		}
+		if err == nil && r.anonymous() {
+			err = errors.New("names nobody: write groups, subjects or claims")
+		}
+		if err != nil {
+			return lines.fault(err, "openers", n)
+		}
+		o.Name = r.Name
+		p.openers = append(p.openers, r)
+	}
+	return nil
+}
+
+// loadName checks r's name, or gives it one, beside those before it.
+func (r *Rule) loadName(before []Rule, noun string) error {
 	if err := documentText(r.Name); err != nil {
 		return fmt.Errorf("name: %v", err)
 	}
 	if r.Name == "" {
-		r.Name = "rule " + strconv.Itoa(n+1)
+		r.Name = noun + " " + strconv.Itoa(len(before)+1)
 	}
-	for m := range n {
-		if p.Rules[m].Name == r.Name {
-			return fmt.Errorf("name %q is taken by rule %d", r.Name, m+1)
+	for m := range before {
+		if before[m].Name == r.Name {
+			return fmt.Errorf("name %q is taken by %s %d", r.Name, noun, m+1)
 		}
 	}
+	return nil
+}
+
+// checkWhom checks what says whom r is about.
+func (p *Policy) checkWhom(r *Rule) error {
 	if !slices.ContainsFunc(p.Issuers, func(i Issuer) bool { return i.URL == r.Issuer }) {
 		if r.Issuer == "" {
 			return errors.New("issuer is missing")
@@ -148,6 +213,17 @@ func (p *Policy) loadRule(n int) error {
 	}
 	if _, empty := r.Claims[""]; empty {
 		return errors.New("a claim without a name")
+	}
+	return nil
+}
+
+func (p *Policy) loadRule(n int) error {
+	r := &p.Rules[n]
+	if err := r.loadName(p.Rules[:n], "rule"); err != nil {
+		return err
+	}
+	if err := p.checkWhom(r); err != nil {
+		return err
 	}
 	if r.Everyone && !r.anonymous() {
 		return errors.New("everyone stands beside groups, subjects or claims: it would admit more than they say")
@@ -186,32 +262,101 @@ func (p *Policy) checkDenial(d Denial) error {
 	return nil
 }
 
-// Decide says what id may reach at now. id was returned by a Verifier.
-func (p *Policy) Decide(id *Identity, now time.Time) Decision {
+// Decide says what id may reach at now. id was returned by a Verifier; grants are
+// the cluster's AccessGrants, of whomever and of whatever time.
+func (p *Policy) Decide(id *Identity, grants []AccessGrant, now time.Time) Decision {
 	login := policyLoginTime(id)
 	for _, d := range p.Deny {
 		if d.matches(id, login) {
 			return Decision{Refusal: d.refusal(id)}
 		}
 	}
+	rules := p.Rules
+	if p.Closed {
+		rules = p.openers
+	}
 	var mine []*Rule
-	for n := range p.Rules {
-		if p.Rules[n].admits(id) {
-			mine = append(mine, &p.Rules[n])
+	var openings []opening
+	for n := range rules {
+		if rules[n].admits(id) {
+			mine = append(mine, &rules[n])
+			openings = append(openings, opening{rule: &rules[n]})
 		}
 	}
-	ports := policyPorts(mine, login, now)
-	if len(ports) == 0 {
-		return p.refuse(id, mine, login, now)
+	byRule := policyPorts(openings, login, now)
+	granted, faulty := p.accessGrantsOf(id, grants)
+	for n := range granted {
+		openings = append(openings, opening{grant: &granted[n]})
 	}
-	d := Decision{Ports: ports, Until: policyEnd(mine, ports, login, now)}
-	for _, r := range mine {
-		if r.open(login, now) {
-			d.Rule = r.Name
-			break
+	ports := policyPorts(openings, login, now)
+	if len(ports) == 0 {
+		d := p.refuse(id, mine, login, now)
+		note, opens := accessGrantNote(granted, faulty, now)
+		if note != "" {
+			d.Refusal.Detail += "; " + note
+		}
+		if !opens.IsZero() && (d.Until.IsZero() || opens.Before(d.Until)) {
+			d.Until = opens
+			d.Refusal.HintText = "try again at " + opens.UTC().Format("Mon 2006-01-02 15:04 MST")
+		}
+		return d
+	}
+	d := Decision{Ports: ports, Until: policyEnd(openings, ports, login, now)}
+	for _, o := range openings {
+		switch {
+		case !o.open(login, now):
+		case o.rule != nil && d.Rule == "":
+			d.Rule = o.rule.Name
+		case o.grant != nil && d.AccessGrant == "" && !containsAll(byRule, o.grant.Ports):
+			d.AccessGrant = o.grant.Name
 		}
 	}
 	return d
+}
+
+// opening is what may open ports to an identity: a rule, or an AccessGrant.
+type opening struct {
+	rule  *Rule
+	grant *AccessGrant // or this
+}
+
+func (o opening) open(login, now time.Time) bool {
+	if o.grant != nil {
+		return o.grant.Active(now)
+	}
+	return o.rule.open(login, now)
+}
+
+func (o opening) ports() []uint16 {
+	if o.grant != nil {
+		return o.grant.Ports
+	}
+	return o.rule.Ports
+}
+
+// edges yields the times after now, for the given number of days, at which o
+// begins or ends, in no order.
+func (o opening) edges(login, now time.Time, days int) func(func(time.Time) bool) {
+	return func(yield func(time.Time) bool) {
+		if o.grant != nil {
+			_ = yield(o.grant.NotBefore) && yield(o.grant.NotAfter)
+			return
+		}
+		if o.rule.MaxDuration != 0 && !yield(login.Add(o.rule.MaxDuration.Std())) {
+			return
+		}
+		for _, w := range o.rule.Windows {
+			for t := range w.edges(now, days) {
+				if !yield(t) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func containsAll(set, all []uint16) bool {
+	return !slices.ContainsFunc(all, func(p uint16) bool { return !slices.Contains(set, p) })
 }
 
 // policyLoginTime is when the person proved to be there. Without auth_time the
@@ -283,12 +428,12 @@ func (r *Rule) inWindow(now time.Time) bool {
 	return len(r.Windows) == 0 || slices.ContainsFunc(r.Windows, func(w Window) bool { return w.contains(now) })
 }
 
-// policyPorts is the union of what the rules open, sorted.
-func policyPorts(rules []*Rule, login, now time.Time) []uint16 {
+// policyPorts is the union of what is open, sorted.
+func policyPorts(openings []opening, login, now time.Time) []uint16 {
 	var ports []uint16
-	for _, r := range rules {
-		if r.open(login, now) {
-			ports = append(ports, r.Ports...)
+	for _, o := range openings {
+		if o.open(login, now) {
+			ports = append(ports, o.ports()...)
 		}
 	}
 	slices.Sort(ports)
@@ -296,31 +441,25 @@ func policyPorts(rules []*Rule, login, now time.Time) []uint16 {
 }
 
 // policyEnd is the first time after now at which one of ports is closed. Where
-// one rule or window takes over from another without a gap there is no end. It
-// is zero when there is none within policyHorizon.
-func policyEnd(rules []*Rule, ports []uint16, login, now time.Time) time.Time {
-	for _, t := range policyEdges(rules, login, now, int(policyHorizon/(24*time.Hour))) {
-		open := policyPorts(rules, login, t)
-		if slices.ContainsFunc(ports, func(p uint16) bool { return !slices.Contains(open, p) }) {
+// one opening takes over from another without a gap there is no end. It is zero
+// when there is none within policyHorizon.
+func policyEnd(openings []opening, ports []uint16, login, now time.Time) time.Time {
+	for _, t := range policyEdges(openings, login, now, int(policyHorizon/(24*time.Hour))) {
+		if !containsAll(policyPorts(openings, login, t), ports) {
 			return t
 		}
 	}
 	return time.Time{}
 }
 
-// policyEdges are the times after now at which a rule begins or ends, sorted.
-func policyEdges(rules []*Rule, login, now time.Time, days int) []time.Time {
+// policyEdges are the times after now at which an opening begins or ends, sorted.
+func policyEdges(openings []opening, login, now time.Time, days int) []time.Time {
 	last := now.Add(time.Duration(days) * 24 * time.Hour)
 	var edges []time.Time
-	for _, r := range rules {
-		if end := login.Add(r.MaxDuration.Std()); r.MaxDuration != 0 && end.After(now) && !end.After(last) {
-			edges = append(edges, end)
-		}
-		for _, w := range r.Windows {
-			for t := range w.edges(now, days) {
-				if !t.After(last) {
-					edges = append(edges, t)
-				}
+	for _, o := range openings {
+		for t := range o.edges(login, now, days) {
+			if t.After(now) && !t.After(last) {
+				edges = append(edges, t)
 			}
 		}
 	}
@@ -331,6 +470,9 @@ func policyEdges(rules []*Rule, login, now time.Time, days int) []time.Time {
 // refuse says why none of the policy's rules opens anything; mine are those
 // which are about id.
 func (p *Policy) refuse(id *Identity, mine []*Rule, login, now time.Time) Decision {
+	if p.Closed {
+		return Decision{Refusal: refuse(ReasonClosed, "%s is %s; %s", id, policyGroupList(id.Groups), p.openerList(id))}
+	}
 	var closed, stale *Rule
 	for _, r := range mine {
 		switch {
@@ -368,8 +510,12 @@ func (p *Policy) refuseWindow(id *Identity, mine []*Rule, r *Rule, login, now ti
 		Reason: ReasonWindow,
 		Detail: fmt.Sprintf("%s is admitted by %s %s", id, r.Name, policyWindowList(r)),
 	}}
-	for _, t := range policyEdges(mine, login, now, policyWeekDays) {
-		if len(policyPorts(mine, login, t)) > 0 {
+	openings := make([]opening, len(mine))
+	for n, r := range mine {
+		openings[n].rule = r
+	}
+	for _, t := range policyEdges(openings, login, now, policyWeekDays) {
+		if len(policyPorts(openings, login, t)) > 0 {
 			d.Until = t
 			d.Refusal.HintText = "try again at " + t.In(r.Windows[0].zone).Format("Mon 2006-01-02 15:04 MST")
 			return d
@@ -414,6 +560,32 @@ func (p *Policy) admittedList(id *Identity) string {
 		return "no group is admitted, only persons by name or claim"
 	}
 	return "admitted: " + policyNames("group", slices.Sorted(maps.Keys(groups)))
+}
+
+// openerList names who reaches the closed cluster from id's issuer.
+func (p *Policy) openerList(id *Identity) string {
+	var groups, subjects []string
+	for _, o := range p.openers {
+		if o.Issuer == id.Issuer {
+			groups, subjects = append(groups, o.Groups...), append(subjects, o.Subjects...)
+		}
+	}
+	var lists []string
+	if len(groups) > 0 {
+		slices.Sort(groups)
+		lists = append(lists, policyNames("group", slices.Compact(groups)))
+	}
+	if len(subjects) > 0 {
+		slices.Sort(subjects)
+		lists = append(lists, policyNames("subject", slices.Compact(subjects)))
+	}
+	switch {
+	case len(lists) > 0:
+		return "openers: " + strings.Join(lists, " and ")
+	case len(p.openers) > 0:
+		return "its openers are named by claim or of another issuer"
+	}
+	return "its policy names no openers"
 }
 
 func policyNames(noun string, names []string) string {

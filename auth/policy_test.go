@@ -118,6 +118,12 @@ func TestParsePolicyRefuses(t *testing.T) {
 		"name with an escape":     {rule + "  name: \"\\e[2J\"\n", 5, "printable"},
 		"everyone and a group":    {rule + "  everyone: true\n", 5, "everyone"},
 		"empty group":             {policyIssuers + "rules:\n- issuer: https://login.example.com\n  groups: [\"\"]\n", 5, "empty"},
+		"closed as text":          {rule + "closed: on\n", 7, "true or false"},
+		"opener of no issuer":     {rule + "openers:\n- groups: [a]\n", 8, "issuer is missing"},
+		"opener who is nobody":    {rule + "openers:\n- issuer: https://login.example.com\n", 8, "names nobody"},
+		"opener with ports":       {rule + "openers:\n- issuer: https://login.example.com\n  groups: [a]\n  ports: [443]\n", 10, `unknown field "openers[0].ports"`},
+		"opener twice":            {rule + "openers:\n- {name: x, issuer: https://login.example.com, groups: [a]}\n- {name: x, issuer: https://login.example.com, groups: [a]}\n", 9, "taken by opener 1"},
+		"no AccessGrants at all":  {rule + "accessGrants:\n  maxDuration: 0s\n", 8, "zero"},
 		"deny nobody":             {rule + "deny:\n- before: 2026-01-02T15:04:05Z\n", 8, "nobody"},
 		"deny without issuer":     {rule + "deny:\n- uid: a\n", 8, "nobody"},
 		"deny of another issuer":  {rule + "deny:\n- {issuer: https://login.example.org, uid: a}\n", 8, "deny nobody"},
@@ -246,7 +252,7 @@ func TestDecide(t *testing.T) {
 			if c.now == "" {
 				c.now = "2026-03-02T09:00:00Z"
 			}
-			d := p.Decide(policyIdentity(c.edit), policyTime(t, c.now))
+			d := p.Decide(policyIdentity(c.edit), nil, policyTime(t, c.now))
 			var until string
 			if !d.Until.IsZero() {
 				until = d.Until.UTC().Format(time.RFC3339)
@@ -281,7 +287,7 @@ func TestUntilIsTheFirstChange(t *testing.T) {
 		now := policyTime(t, begin)
 		var previous Decision
 		for range 4 * 24 * 60 {
-			d := p.Decide(policyIdentity(nil), now)
+			d := p.Decide(policyIdentity(nil), nil, now)
 			if previous.Refusal == nil && len(previous.Ports) > 0 {
 				lost := slices.ContainsFunc(previous.Ports, func(port uint16) bool { return !slices.Contains(d.Ports, port) })
 				due := !previous.Until.IsZero() && !now.Before(previous.Until)
@@ -322,7 +328,7 @@ func FuzzParsePolicy(f *testing.F) {
 			t.Error("a policy without issuers")
 		}
 		id := policyIdentity(nil)
-		d := p.Decide(id, id.IssuedAt)
+		d := p.Decide(id, nil, id.IssuedAt)
 		if (d.Refusal == nil) != (len(d.Ports) > 0) {
 			t.Errorf("decision %+v", d)
 		}

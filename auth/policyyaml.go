@@ -60,6 +60,12 @@ func (l policyLines) line(name string) int {
 	return 1
 }
 
+// has reports whether the mapping name holds a field.
+func (l policyLines) has(name, field string) bool {
+	f := l.field(name)
+	return f != nil && policyLines{f}.field(field) != nil
+}
+
 // fault places err at entry n of the list name.
 func (l policyLines) fault(err error, name string, n int) error {
 	e := &PolicyError{Line: l.line(name), Detail: fmt.Sprintf("%s %d: %v", policyEntry[name], n+1, err), cause: err}
@@ -69,7 +75,7 @@ func (l policyLines) fault(err error, name string, n int) error {
 	return e
 }
 
-var policyEntry = map[string]string{"issuers": "issuer", "rules": "rule", "deny": "deny entry"}
+var policyEntry = map[string]string{"issuers": "issuer", "openers": "opener", "rules": "rule", "deny": "deny entry"}
 
 // parsePolicyYAML decodes one YAML document into p, strictly: names of fields
 // must be exact and come once, at every depth. It reads the node tree itself, as

@@ -212,7 +212,7 @@ var reasonTexts = map[Reason]reasonText{
 	ReasonPolicy:      {ClassDenied, "no rule of the cluster's policy admits this login", hintAdmin},
 	ReasonDenied:      {ClassDenied, "the cluster's policy denies this login", hintAdmin},
 	ReasonWindow:      {ClassDenied, "the cluster's policy admits this login at other times only", hintAdmin},
-	ReasonClosed:      {ClassDenied, "the cluster is closed until an AccessGrant opens it", hintAdmin},
+	ReasonClosed:      {ClassDenied, "the cluster is closed until an AccessGrant opens it", "ask for one: `zt-daemon request NAME --for 1h --reason \"…\"`, with the cluster's name"},
 	ReasonNoPolicy:    {ClassUnavailable, "the node has no readable policy and refuses everybody", hintAdmin},
 	ReasonRevoked:     {ClassDenied, "the login was revoked", hintAdmin},
 	ReasonNotAdmitted: {ClassInvalid, "the session has presented no grant", hintLogin},

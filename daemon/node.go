@@ -470,7 +470,7 @@ func (n *Node) decide(id *auth.Identity, now time.Time) (auth.Decision, *auth.Re
 	if refused := state.verifier.Recheck(id); refused != nil {
 		return auth.Decision{}, refused
 	}
-	d := state.policy.Decide(id, now)
+	d := state.policy.Decide(id, nil, now)
 	if d.Refusal == nil && !slices.Contains(d.Ports, apiServerPort) {
 		return d, &auth.RefusedError{Reason: auth.ReasonPolicy, Detail: fmt.Sprintf("no rule opens port %d to %s now", apiServerPort, id)}
 	}
