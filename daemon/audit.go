@@ -14,25 +14,26 @@ import (
 // AuditEvent is one line of a node's audit log. Empty fields are left out. It
 // never holds a token. Edge is the same at the laptop, the relay and the node.
 type AuditEvent struct {
-	Time    time.Time `json:"time"`
-	Event   string    `json:"event"` // edge_opened, edge_ended, edge_refused, flow_began, flow_ended, flow_refused, policy_changed, policy_broken
-	Cluster string    `json:"cluster,omitempty"`
-	Node    string    `json:"node,omitempty"` // the node's overlay address
-	Edge    string    `json:"edge,omitempty"`
-	Issuer  string    `json:"issuer,omitempty"`
-	UID     string    `json:"uid,omitempty"`
-	Subject string    `json:"subject,omitempty"`
-	Name    string    `json:"name,omitempty"`
-	Key     string    `json:"key,omitempty"` // the login key
-	JTI     string    `json:"jti,omitempty"`
-	SID     string    `json:"sid,omitempty"`
-	Rule    string    `json:"rule,omitempty"`
-	Port    uint16    `json:"port,omitempty"`
-	In      int64     `json:"bytes_in,omitempty"`  // from the laptop
-	Out     int64     `json:"bytes_out,omitempty"` // to the laptop
-	Seconds float64   `json:"seconds,omitempty"`
-	Reason  string    `json:"reason,omitempty"`
-	Detail  string    `json:"detail,omitempty"`
+	Time        time.Time `json:"time"`
+	Event       string    `json:"event"` // edge_opened, edge_ended, edge_refused, flow_began, flow_ended, flow_refused, policy_changed, policy_broken
+	Cluster     string    `json:"cluster,omitempty"`
+	Node        string    `json:"node,omitempty"` // the node's overlay address
+	Edge        string    `json:"edge,omitempty"`
+	Issuer      string    `json:"issuer,omitempty"`
+	UID         string    `json:"uid,omitempty"`
+	Subject     string    `json:"subject,omitempty"`
+	Name        string    `json:"name,omitempty"`
+	Key         string    `json:"key,omitempty"` // the login key
+	JTI         string    `json:"jti,omitempty"`
+	SID         string    `json:"sid,omitempty"`
+	Rule        string    `json:"rule,omitempty"`
+	AccessGrant string    `json:"access_grant,omitempty"` // the name of the one that admits
+	Port        uint16    `json:"port,omitempty"`
+	In          int64     `json:"bytes_in,omitempty"`  // from the laptop
+	Out         int64     `json:"bytes_out,omitempty"` // to the laptop
+	Seconds     float64   `json:"seconds,omitempty"`
+	Reason      string    `json:"reason,omitempty"`
+	Detail      string    `json:"detail,omitempty"`
 }
 
 // who fills in an identity; nil leaves it out.

@@ -86,6 +86,7 @@ type Node struct {
 
 	kube   *kube.Client   // nil outside a pod
 	events *kube.Recorder // nil with it
+	grants *accessGrants  // nil unless AccessGrants are watched
 
 	sessionsMu sync.Mutex
 	sessions   []*Session // with the relays of the head
@@ -115,9 +116,6 @@ func NewNode(cfg NodeConfig) (*Node, error) {
 	}
 	n.addr = files.settings.Network.NodeAddr(n.key.Public())
 	n.audit = newAuditLog(cfg.Audit, AuditEvent{Cluster: files.settings.Cluster, Node: n.addr.String()}, n.log)
-	if n.metrics, err = newNodeMetrics(cfg.Metrics, n.admission); err != nil {
-		return nil, err
-	}
 	if files.settings.Kubernetes != nil {
 		address := cfg.APIServer
 		if address == "" {
@@ -131,7 +129,16 @@ func NewNode(cfg NodeConfig) (*Node, error) {
 	}
 	n.troubles = newTroubles(n.log, n.recordEvent)
 	n.policy = &policyWatch{network: files.settings.Network, log: n.log, client: cfg.HTTP.issuerClient(), changed: n.policyChanged}
+	if k := files.settings.Kubernetes; k != nil && k.AccessGrants {
+		n.grants = newAccessGrants(n.kube, n.log)
+		n.grants.record, n.grants.changed, n.grants.check = n.recordEvent, n.reviewAll, n.checkAccessGrant
+		n.grants.health = n.watchTrouble("AccessGrants", "AccessGrantsNotWatched", "AccessGrantsWatched")
+		n.grants.writing = n.watchTrouble("the status of AccessGrants", "AccessGrantStatusNotWritten", "AccessGrantStatusWritten")
+	}
 	n.probe = &upstreamProbe{upstream: files.settings.Upstream, trust: n.upstreamTrust, changed: n.upstreamChanged}
+	if n.metrics, err = newNodeMetrics(cfg.Metrics, n.admission, n.grants); err != nil {
+		return nil, err
+	}
 	if n.transport, err = NewTransport(TransportConfig{Log: n.log, Metrics: cfg.Metrics}); err != nil {
 		return nil, err
 	}
@@ -184,6 +191,9 @@ func (n *Node) Run(ctx context.Context) error {
 	if n.kube != nil {
 		defer n.kube.Close()
 		g.Go(func() error { n.events.Run(ctx); return nil })
+		if n.grants != nil {
+			g.Go(func() error { n.grants.run(ctx); return nil })
+		}
 	}
 	err = g.Wait()
 	n.offers.Wait()
@@ -470,11 +480,19 @@ func (n *Node) decide(id *auth.Identity, now time.Time) (auth.Decision, *auth.Re
 	if refused := state.verifier.Recheck(id); refused != nil {
 		return auth.Decision{}, refused
 	}
-	d := state.policy.Decide(id, nil, now)
+	d := state.policy.Decide(id, n.grants.all(), now)
 	if d.Refusal == nil && !slices.Contains(d.Ports, apiServerPort) {
 		return d, &auth.RefusedError{Reason: auth.ReasonPolicy, Detail: fmt.Sprintf("no rule opens port %d to %s now", apiServerPort, id)}
 	}
 	return d, d.Refusal
+}
+
+// checkAccessGrant says why the policy in force does not take an AccessGrant.
+func (n *Node) checkAccessGrant(g auth.AccessGrant) error {
+	if state := n.policy.current(); state != nil {
+		return state.policy.CheckAccessGrant(g)
+	}
+	return nil
 }
 
 // noPolicy refuses everybody. The particulars are for the cluster's own people.
@@ -502,7 +520,7 @@ func (n *Node) cutLocked(k key.WireGuardPublic, reason, detail string) {
 		f.abort()
 	}
 	for edge, s := range l.edges {
-		n.audit.write(AuditEvent{Event: "edge_ended", Reason: reason, Detail: detail, Rule: l.decision.Rule}.who(l.identity).on(edge))
+		n.audit.write(AuditEvent{Event: "edge_ended", Reason: reason, Detail: detail, Rule: l.decision.Rule, AccessGrant: l.decision.AccessGrant}.who(l.identity).on(edge))
 		// A relay that does not read must not hold up the others' cuts.
 		n.closing.Add(1)
 		n.offers.Go(func() {
@@ -550,7 +568,7 @@ type nodeMetrics struct {
 	upstreamUp   prometheus.Gauge
 }
 
-func newNodeMetrics(reg prometheus.Registerer, a *admission) (*nodeMetrics, error) {
+func newNodeMetrics(reg prometheus.Registerer, a *admission, g *accessGrants) (*nodeMetrics, error) {
 	counter := func(name, help, label string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, []string{label})
 	}
@@ -577,6 +595,9 @@ func newNodeMetrics(reg prometheus.Registerer, a *admission) (*nodeMetrics, erro
 		}),
 	} {
 		errs = append(errs, reg.Register(c))
+	}
+	if g != nil {
+		errs = append(errs, reg.Register(g))
 	}
 	return m, errors.Join(errs...)
 }

@@ -158,7 +158,7 @@ func (n *Node) admit(ctx context.Context, s *Session, offer EdgeOffer) (answer [
 	n.admission.put(l)
 	until := l.ends()
 	n.metrics.offers.WithLabelValues("ready").Inc()
-	n.audit.write(AuditEvent{Event: "edge_opened", Rule: decision.Rule}.who(id).on(offer.ID))
+	n.audit.write(AuditEvent{Event: "edge_opened", Rule: decision.Rule, AccessGrant: decision.AccessGrant}.who(id).on(offer.ID))
 	n.log.Info("grant verified, laptop is a peer", "peer", id.WireGuardKey, "subject", id, "overlay_addr", id.Addr,
 		"rule", decision.Rule, "lease_expires", until, "edge", offer.ID)
 	return edge.Answer(n.files.key, offer.ID, l.ciphertext, now, until).Append(nil), id, nil

@@ -80,6 +80,10 @@ func (n *Node) serveFlow(ctx context.Context, c *netstack.Conn) {
 		refuse("upstream_unreachable")
 		return
 	}
+	n.admission.get(laptop, func(l *admittedLaptop) { line.AccessGrant = l.decision.AccessGrant })
+	if line.AccessGrant != "" {
+		n.grants.used(line.AccessGrant, id.String(), time.Now())
+	}
 	line.Event = "flow_began"
 	n.audit.write(line)
 	f.received.Add(uint64(size))

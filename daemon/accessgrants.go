@@ -1,0 +1,468 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/zt-daemon/zt/auth"
+	"github.com/zt-daemon/zt/daemon/kube"
+)
+
+const (
+	// maxAccessGrants bounds the AccessGrants that a node holds: those that are not
+	// over.
+	maxAccessGrants = 4096
+	// grantTick is how often they are held against the clock.
+	grantTick = 500 * time.Millisecond
+	// grantUseInterval is how often the status tells of an AccessGrant's use.
+	grantUseInterval = 30 * time.Second
+	// grantSpread is over what time a cluster's nodes spread the writing of what all
+	// of them see at once.
+	grantSpread = 2 * time.Second
+	// maxStatusPods is how many pods a status lists; a further one adds itself only
+	// when it has something of its own to say. Each writing is told to every node.
+	maxStatusPods = 32
+	// maxManager is how much of a pod's name goes into a field manager, of at most
+	// 128 bytes.
+	maxManager = 100
+	// grantRetry is the pause after a status that could not be written.
+	grantRetry = 10 * time.Second
+)
+
+// The phases of an AccessGrant.
+const (
+	grantPending = "Pending"
+	grantActive  = "Active"
+	grantExpired = "Expired"
+	grantInvalid = "Invalid"
+)
+
+var accessGrantResource = kube.Resource{
+	Group: "access.zt-daemon.io", Version: "v1alpha1", Kind: "AccessGrant", Plural: "accessgrants", Cluster: true,
+}
+
+// accessGrants follows the AccessGrants of a cluster, holds them against this
+// node's clock, and writes what it sees and what they are used for into their
+// status.
+type accessGrants struct {
+	client  *kube.Client
+	log     *slog.Logger
+	check   func(auth.AccessGrant) error // why the policy does not take one
+	record  func(kube.Event)
+	health  func(error) // of the watch; nil: it works
+	writing func(error) // the same of statuses
+	// changed is told when a right may have begun or ended.
+	changed func()
+
+	current atomic.Pointer[[]auth.AccessGrant] // those that can be read
+
+	mu      sync.Mutex // guards what follows
+	held    map[string]*heldGrant
+	listed  map[string]bool // names told in the list under way; nil: none is
+	ignored int             // for want of room
+}
+
+// heldGrant is one AccessGrant that is not over.
+type heldGrant struct {
+	uid        string
+	generation int64
+	grant      auth.AccessGrant
+	fault      error // the object cannot be read
+	phase      string
+	message    string
+
+	use     grantUse
+	written grantEntry // what the status says of this pod, as far as we know
+	phaseAt string     // what the status says for all
+	pods    int        // how many it lists
+	due     time.Time  // no writing before
+}
+
+type grantUse struct {
+	at time.Time
+	by string
+}
+
+// grantStatus is an AccessGrant's status. Each pod applies its own entry.
+type grantStatus struct {
+	Phase string       `json:"phase,omitempty"`
+	Nodes []grantEntry `json:"nodes,omitempty"`
+}
+
+type grantEntry struct {
+	Pod        string `json:"pod"`
+	Phase      string `json:"phase"`
+	Message    string `json:"message,omitempty"`
+	LastUsed   string `json:"lastUsed,omitempty"`
+	LastUsedBy string `json:"lastUsedBy,omitempty"`
+}
+
+func newAccessGrants(c *kube.Client, log *slog.Logger) *accessGrants {
+	g := &accessGrants{client: c, log: log, held: make(map[string]*heldGrant)}
+	g.current.Store(new([]auth.AccessGrant))
+	return g
+}
+
+// all are the AccessGrants to decide by; they must not be changed. A nil g has none.
+func (g *accessGrants) all() []auth.AccessGrant {
+	if g == nil {
+		return nil
+	}
+	return *g.current.Load()
+}
+
+// run follows them until ctx is done. While the API server is away they go on
+// counting, until their end; without the right to see them none counts.
+func (g *accessGrants) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { g.writeStatuses(ctx) })
+	wg.Go(func() {
+		tick := time.NewTicker(grantTick)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				g.look()
+			}
+		}
+	})
+	g.client.Watch(ctx, kube.Selection{Resource: accessGrantResource}, kube.Watcher{
+		Listing: func() {
+			g.mu.Lock()
+			g.listed = make(map[string]bool)
+			g.mu.Unlock()
+		},
+		Listed:  g.endList,
+		Changed: g.take,
+		Deleted: func(o kube.Object) { g.remove(o.Name) },
+		Health: func(err error) {
+			g.health(err)
+			if errors.Is(err, kube.ErrForbidden) || errors.Is(err, kube.ErrNotFound) {
+				g.clear()
+			}
+		},
+	})
+}
+
+// endList drops what a complete list did not tell.
+func (g *accessGrants) endList() {
+	g.mu.Lock()
+	var gone []string
+	for name := range g.held {
+		if !g.listed[name] {
+			gone = append(gone, name)
+		}
+	}
+	g.listed = nil
+	g.mu.Unlock()
+	for _, name := range gone {
+		g.remove(name)
+	}
+	g.look()
+}
+
+// clear drops all: what cannot be seen cannot be seen to end.
+func (g *accessGrants) clear() {
+	g.mu.Lock()
+	some := len(g.held) > 0
+	clear(g.held)
+	g.publishLocked()
+	g.mu.Unlock()
+	if some {
+		g.changed()
+	}
+}
+
+func (g *accessGrants) remove(name string) {
+	g.mu.Lock()
+	h := g.held[name]
+	delete(g.held, name)
+	g.publishLocked()
+	g.mu.Unlock()
+	if h == nil {
+		return
+	}
+	if h.phase == grantActive {
+		g.record(kube.Event{Reason: "AccessRevoked", Message: fmt.Sprintf("AccessGrant %s of %s was deleted: access has ended", printable(name), grantee(h.grant)), Shared: h.uid})
+	}
+	g.changed()
+}
+
+// take notes an AccessGrant as it is now.
+func (g *accessGrants) take(o kube.Object) {
+	var object struct {
+		Metadata struct {
+			Generation int64 `json:"generation"`
+		} `json:"metadata"`
+		Status grantStatus `json:"status"`
+	}
+	next := &heldGrant{uid: o.UID}
+	if next.fault = json.Unmarshal(o.Raw, &object); next.fault == nil {
+		next.grant, next.fault = auth.ParseAccessGrant(o.Raw)
+	}
+	next.generation = object.Metadata.Generation
+	next.phaseAt, next.pods = object.Status.Phase, len(object.Status.Nodes)
+	for _, e := range object.Status.Nodes {
+		if e.Pod == g.client.Pod() {
+			next.written = e
+			next.use.by = e.LastUsedBy
+			next.use.at, _ = time.Parse(time.RFC3339, e.LastUsed)
+		}
+	}
+	g.mu.Lock()
+	if g.listed != nil {
+		g.listed[o.Name] = true
+	}
+	was := g.held[o.Name]
+	if was == nil && next.fault == nil && next.phaseAt == grantExpired && !wallClock().Before(next.grant.NotAfter) {
+		g.mu.Unlock() // over, and everybody knows
+		return
+	}
+	if was != nil && was.uid == next.uid && next.use.at.Before(was.use.at) {
+		next.use = was.use
+	}
+	same := was != nil && was.uid == next.uid && was.generation == next.generation
+	if same { // only its status changed
+		next.phase, next.message, next.due = was.phase, was.message, was.due
+		next.written, next.phaseAt = was.written, was.phaseAt // what we wrote or meant to: others' writing calls for none of ours
+	} else if was == nil && len(g.held) >= maxAccessGrants {
+		g.ignored++
+		g.mu.Unlock()
+		return
+	}
+	g.held[o.Name] = next
+	g.mu.Unlock()
+	if !same {
+		g.look()
+		g.changed()
+	}
+}
+
+// look holds every AccessGrant against the clock and the policy, says what began
+// and ended, and drops what is over and written.
+func (g *accessGrants) look() {
+	now := wallClock()
+	var said []kube.Event
+	moved := false
+	g.mu.Lock()
+	for name, h := range g.held {
+		phase, message := g.phaseOf(h, now)
+		if phase == h.phase && message == h.message {
+			if phase == grantExpired && !h.behind(g.client.Pod()) {
+				delete(g.held, name)
+			}
+			continue
+		}
+		first := h.phase == ""
+		h.phase, h.message = phase, message
+		h.due = now.Add(rand.N(grantSpread))
+		moved = true
+		if !first || h.phaseAt != phase { // not what was so before this node started
+			if e, ok := grantEvent(name, h); ok {
+				said = append(said, e)
+			}
+		}
+	}
+	if moved {
+		g.publishLocked()
+	}
+	if g.ignored > 0 {
+		g.log.Warn("AccessGrants ignored: there are more than a node holds", "count", g.ignored, "held", len(g.held))
+		g.ignored = 0
+	}
+	g.mu.Unlock()
+	for _, e := range said {
+		g.record(e)
+	}
+	if moved {
+		g.changed()
+	}
+}
+
+// phaseOf says what an AccessGrant is now, and why it is invalid.
+func (g *accessGrants) phaseOf(h *heldGrant, now time.Time) (phase, message string) {
+	fault := h.fault
+	if fault == nil {
+		fault = g.check(h.grant)
+	}
+	switch {
+	case fault != nil:
+		return grantInvalid, printable(fault.Error())
+	case now.Before(h.grant.NotBefore):
+		return grantPending, ""
+	case now.Before(h.grant.NotAfter):
+		return grantActive, ""
+	}
+	return grantExpired, ""
+}
+
+// publishLocked renews what is decided by.
+func (g *accessGrants) publishLocked() {
+	all := make([]auth.AccessGrant, 0, len(g.held))
+	for _, name := range slices.Sorted(maps.Keys(g.held)) {
+		if h := g.held[name]; h.fault == nil && h.phase != "" { // one that does not count is told to whom it is for
+			all = append(all, h.grant)
+		}
+	}
+	g.current.Store(&all)
+}
+
+// used notes that somebody's flow began by an AccessGrant.
+func (g *accessGrants) used(name, by string, at time.Time) {
+	if g == nil {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if h := g.held[name]; h != nil {
+		h.use = grantUse{at: at, by: printable(by)}
+	}
+}
+
+// entry is what this pod has to say.
+func (h *heldGrant) entry(pod string) grantEntry {
+	e := grantEntry{Pod: pod, Phase: h.phase, Message: h.message, LastUsedBy: h.use.by}
+	if !h.use.at.IsZero() {
+		e.LastUsed = h.use.at.UTC().Format(time.RFC3339)
+	}
+	return e
+}
+
+// behind reports whether the status does not say yet what this pod has to say.
+func (h *heldGrant) behind(pod string) bool {
+	e := h.entry(pod)
+	if h.written.Pod == "" && h.pods >= maxStatusPods && e.LastUsed == "" && h.phaseAt == h.phase {
+		return false
+	}
+	return e != h.written
+}
+
+// writeStatuses brings statuses up to date until ctx is done, one at a time.
+func (g *accessGrants) writeStatuses(ctx context.Context) {
+	tick := time.NewTicker(grantTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, name := range g.toWrite() {
+			if g.writeStatus(ctx, name) != nil {
+				sleep(ctx, grantRetry)
+			}
+			if ctx.Err() != nil {
+				return
+			}
+		}
+	}
+}
+
+// toWrite names the AccessGrants whose status is behind, the longest due first.
+func (g *accessGrants) toWrite() []string {
+	now := wallClock()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var names []string
+	for name, h := range g.held {
+		if h.phase != "" && !now.Before(h.due) && h.behind(g.client.Pod()) {
+			names = append(names, name)
+		}
+	}
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(g.held[a].due.UnixNano(), g.held[b].due.UnixNano()) })
+	return names
+}
+
+func (g *accessGrants) writeStatus(ctx context.Context, name string) error {
+	pod := g.client.Pod()
+	g.mu.Lock()
+	h := g.held[name]
+	if h == nil {
+		g.mu.Unlock()
+		return nil
+	}
+	uid, entry := h.uid, h.entry(pod)
+	g.mu.Unlock()
+	manager := "zt-daemon/" + pod[max(0, len(pod)-maxManager):] // a pod's name differs at its end
+	err := g.client.ApplyStatus(ctx, accessGrantResource, name, uid, manager, grantStatus{Phase: entry.Phase, Nodes: []grantEntry{entry}})
+	switch {
+	case errors.Is(err, kube.ErrNotFound), errors.Is(err, kube.ErrConflict): // deleted, or replaced by another: the watch tells
+	case err != nil:
+		if ctx.Err() == nil {
+			g.writing(err)
+		}
+		return err
+	}
+	g.writing(nil)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if h := g.held[name]; h != nil && h.uid == uid {
+		h.written, h.phaseAt = entry, entry.Phase
+		h.due = wallClock().Add(grantUseInterval)
+		if h.phase != entry.Phase { // it moved on meanwhile
+			h.due = wallClock()
+		}
+	}
+	return nil
+}
+
+var accessGrantsDesc = prometheus.NewDesc("zt_daemon_access_grants", "AccessGrants that are not over, by phase.", []string{"phase"}, nil)
+
+// Describe and Collect make a prometheus.Collector.
+func (g *accessGrants) Describe(ch chan<- *prometheus.Desc) { ch <- accessGrantsDesc }
+
+func (g *accessGrants) Collect(ch chan<- prometheus.Metric) {
+	count := map[string]int{}
+	g.mu.Lock()
+	for _, h := range g.held {
+		count[h.phase]++
+	}
+	g.mu.Unlock()
+	for _, phase := range []string{grantPending, grantActive, grantInvalid} {
+		ch <- prometheus.MustNewConstMetric(accessGrantsDesc, prometheus.GaugeValue, float64(count[phase]), phase)
+	}
+}
+
+// grantee is whom an AccessGrant is for, in a message.
+func grantee(a auth.AccessGrant) string {
+	if a.Group != "" {
+		return "group " + printable(a.Group)
+	}
+	return "subject " + printable(a.Subject)
+}
+
+// grantEvent is what people read of a phase that began. All nodes see the same:
+// one of them records it.
+func grantEvent(name string, h *heldGrant) (kube.Event, bool) {
+	e := kube.Event{Shared: fmt.Sprintf("%s %d %s", h.uid, h.generation, h.phase)}
+	end := h.grant.NotAfter.UTC().Format(time.RFC3339)
+	switch h.phase {
+	case grantActive:
+		e.Reason = "AccessGranted"
+		e.Message = fmt.Sprintf("AccessGrant %s admits %s until %s: %s", printable(name), grantee(h.grant), end, printable(h.grant.Reason))
+	case grantExpired:
+		e.Reason = "AccessExpired"
+		e.Message = fmt.Sprintf("AccessGrant %s of %s ended at %s", printable(name), grantee(h.grant), end)
+	case grantInvalid:
+		e.Reason, e.Warning = "AccessGrantInvalid", true
+		e.Message = fmt.Sprintf("AccessGrant %s admits nobody: %s", printable(name), h.message)
+	default:
+		return e, false
+	}
+	return e, true
+}
