@@ -131,9 +131,24 @@ func (l *Lab) StartKubernetes(ctx context.Context, c KubernetesConfig) (*Kuberne
 	}); err != nil {
 		return nil, err
 	}
-	// Both end at once: with etcd gone an API server takes a minute to end.
-	k.Process, err = l.Start(Command{
-		Name: "kube-apiserver", Dir: dir, Namespace: c.Namespace,
+	if err := k.Start(ctx); err != nil {
+		return nil, err
+	}
+	if r := k.Kubectl(ctx, strings.NewReader(DevelopersRole), "apply", "-f", "-"); r.OK() != nil {
+		return nil, fmt.Errorf("grant rights on the API server: %w", r.OK())
+	}
+	done()
+	l.Say("kube-apiserver is ready on %s", k.Host)
+	return k, nil
+}
+
+// Start runs the API server and waits until it is ready. It also brings a killed
+// one back.
+func (k *Kubernetes) Start(ctx context.Context) (err error) {
+	c := k.config
+	// It and etcd end at once: with etcd gone an API server takes a minute to end.
+	k.Process, err = k.lab.Start(Command{
+		Name: "kube-apiserver", Dir: filepath.Dir(k.Kubeconfig), Namespace: c.Namespace,
 		Args: []string{c.Program, "kube-apiserver", "--etcd-servers=unix://etcd.sock:0",
 			"--bind-address=" + c.Host, fmt.Sprintf("--secure-port=%d", c.Port), "--endpoint-reconciler-type=none",
 			"--tls-cert-file=server.crt", "--tls-private-key-file=server.key", "--client-ca-file=ca.crt",
@@ -144,19 +159,11 @@ func (l *Lab) StartKubernetes(ctx context.Context, c KubernetesConfig) (*Kuberne
 			"--disable-admission-plugins=ServiceAccount"},
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	ready, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	if err := k.Process.WaitFor(ready, "/readyz", func(ctx context.Context) error { return k.get(ctx, "/readyz") }); err != nil {
-		return nil, err
-	}
-	if r := k.Kubectl(ctx, strings.NewReader(DevelopersRole), "apply", "-f", "-"); r.OK() != nil {
-		return nil, fmt.Errorf("grant rights on the API server: %w", r.OK())
-	}
-	done()
-	l.Say("kube-apiserver is ready on %s", k.Host)
-	return k, nil
+	return k.Process.WaitFor(ready, "/readyz", func(ctx context.Context) error { return k.get(ctx, "/readyz") })
 }
 
 // Kubectl runs kubectl as the cluster's administrator beside the API server.
