@@ -106,7 +106,7 @@ func FetchClaimable(ctx context.Context, relay string, code ClaimCode, pin strin
 		if len(cs.PeerCertificates) == 0 {
 			return errors.New("relay sent no certificate")
 		}
-		shown, chain = SPKIPin(cs.PeerCertificates[0]), cfg.verifyChain(cs)
+		shown, chain = SPKIPin(cs.PeerCertificates[0]), cfg.verifyChain(relay, cs)
 		if pin != "" && shown != pin {
 			return &UntrustedError{Relay: relay, Pin: shown, Pins: 1, Err: fmt.Errorf("it does not have the pin %s", pin)}
 		}

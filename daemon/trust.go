@@ -60,21 +60,30 @@ func (c HTTPConfig) verifyRelay(relay string, pins []string) func(tls.Connection
 		if slices.Contains(pins, pin) {
 			return nil
 		}
-		if err := c.verifyChain(cs); err != nil {
+		if err := c.verifyChain(relay, cs); err != nil {
 			return &UntrustedError{Relay: relay, Pin: pin, Pins: len(pins), Err: err}
 		}
 		return nil
 	}
 }
 
-func (c HTTPConfig) verifyChain(cs tls.ConnectionState) error {
+// verifyChain holds a certificate against the roots and the name that was asked
+// for. That is the connection's ServerName, which may be a proxy's, but for an
+// address: then it is empty, and the relay's URL says it.
+func (c HTTPConfig) verifyChain(relay string, cs tls.ConnectionState) error {
+	name := cs.ServerName
+	if name == "" {
+		u, err := relayURL(relay)
+		if err != nil {
+			return err
+		}
+		name = u.Hostname()
+	}
 	between := x509.NewCertPool()
 	for _, cert := range cs.PeerCertificates[1:] {
 		between.AddCert(cert)
 	}
-	_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{
-		DNSName: cs.ServerName, Roots: c.RootCAs, Intermediates: between,
-	})
+	_, err := cs.PeerCertificates[0].Verify(x509.VerifyOptions{DNSName: name, Roots: c.RootCAs, Intermediates: between})
 	return err
 }
 
