@@ -113,6 +113,9 @@ const (
 	ReasonWindow Reason = "outside_window"
 	// ReasonClosed: the cluster is closed until an AccessGrant opens it.
 	ReasonClosed Reason = "cluster_closed"
+	// ReasonRequested: refused as well, and the person's request for access was
+	// written down for the cluster's openers.
+	ReasonRequested Reason = "access_requested"
 	// ReasonNoPolicy: the node has no readable policy and refuses everybody.
 	ReasonNoPolicy Reason = "no_policy"
 	// ReasonRevoked: an administrator revoked this login.
@@ -213,6 +216,7 @@ var reasonTexts = map[Reason]reasonText{
 	ReasonDenied:      {ClassDenied, "the cluster's policy denies this login", hintAdmin},
 	ReasonWindow:      {ClassDenied, "the cluster's policy admits this login at other times only", hintAdmin},
 	ReasonClosed:      {ClassDenied, "the cluster is closed until an AccessGrant opens it", "ask for one: `zt-daemon request NAME --for 1h --reason \"…\"`, with the cluster's name"},
+	ReasonRequested:   {ClassDenied, "the request for access was written down in the cluster", "an opener sees it with `zt-daemon requests NAME`"},
 	ReasonNoPolicy:    {ClassUnavailable, "the node has no readable policy and refuses everybody", hintAdmin},
 	ReasonRevoked:     {ClassDenied, "the login was revoked", hintAdmin},
 	ReasonNotAdmitted: {ClassInvalid, "the session has presented no grant", hintLogin},

@@ -43,7 +43,7 @@ func (h *hexBytes) UnmarshalText(b []byte) (err error) {
 }
 
 // grantVectors is testdata/grant-v1.json: every input and every intermediate
-// of one login, one statement, one edge and one node grant. All ECDSA
+// of one login, one statement, one edge, one node grant and one access request. All ECDSA
 // signatures in it are RFC 6979's (P-256, SHA-256), so that a program which has
 // nothing of ours can compute each byte again; a verifier must not expect that.
 type grantVectors struct {
@@ -101,6 +101,12 @@ type grantVectors struct {
 	NodeGrantMessage   hexBytes `json:"nodeGrantMessage"`
 	NodeGrantSignature hexBytes `json:"nodeGrantSignature"`
 	NodeGrant          hexBytes `json:"nodeGrant"`
+
+	AccessRequestSeconds   uint32   `json:"accessRequestSeconds"`
+	AccessRequestReason    string   `json:"accessRequestReason"`
+	AccessRequestMessage   hexBytes `json:"accessRequestMessage"`
+	AccessRequestSignature hexBytes `json:"accessRequestSignature"`
+	AccessRequest          hexBytes `json:"accessRequest"` // issued at nowMS
 }
 
 // refusedVector is a row of testdata/grant-v1-refused.json: with the keys of
@@ -244,6 +250,11 @@ func makeVectors() grantVectors {
 	n := NodeGrant{Cluster: v.Cluster, Key: s.node, Issued: s.statement.Issued, Expires: s.statement.Expires}
 	n.Signature = signFixed(s.clusterKey, n.message(e.Network))
 	v.NodeGrantMessage, v.NodeGrantSignature, v.NodeGrant = n.message(e.Network), n.Signature[:], n.Append(nil)
+
+	r := AccessRequest{Issued: s.now, For: 90 * time.Minute, Reason: "the disk of c1 is full — “incident 7”"}
+	r.Signature = signFixed(s.loginKey, r.message(e.Network, v.Cluster))
+	v.AccessRequestSeconds, v.AccessRequestReason = uint32(r.For/time.Second), r.Reason
+	v.AccessRequestMessage, v.AccessRequestSignature, v.AccessRequest = r.message(e.Network, v.Cluster), r.Signature[:], r.Append(nil)
 	return v
 }
 
@@ -376,6 +387,9 @@ func TestGrantVectors(t *testing.T) {
 	same("preshared salt", sum(context), v.PresharedSalt)
 	same("node grant message", join([]byte("zt-node-v1"), lp(v.NetworkIDRaw), lp([]byte(v.Cluster)), v.NodePublic, ms(v.StatementIssuedMS), ms(v.StatementExpiresMS)), v.NodeGrantMessage)
 	same("node grant", join([]byte{1}, lp([]byte(v.Cluster)), v.NodePublic, ms(v.StatementIssuedMS), ms(v.StatementExpiresMS), v.NodeGrantSignature), v.NodeGrant)
+	request := join([]byte{1}, ms(v.NowMS), binary.BigEndian.AppendUint32(nil, v.AccessRequestSeconds), lp([]byte(v.AccessRequestReason)))
+	same("access request message", join([]byte("zt-request-v1"), lp(v.NetworkIDRaw), lp([]byte(v.Cluster)), request), v.AccessRequestMessage)
+	same("access request", join(request, v.AccessRequestSignature), v.AccessRequest)
 
 	// And through the front door.
 	laptop := mustKey(key.ParseWireGuard(v.LaptopPublic))
@@ -399,6 +413,9 @@ func TestGrantVectors(t *testing.T) {
 	psk := e.Preshared(shared, answer.Ciphertext).Bytes()
 	same("preshared key", psk[:], v.PresharedKey)
 	if err := mustKey(ParseNodeGrant(v.NodeGrant)).Verify(e.Network, []key.ClusterPublic{cluster}, now); err != nil {
+		t.Error(err)
+	}
+	if err := mustKey(ParseAccessRequest(v.AccessRequest)).Verify(e.Network, v.Cluster, id, now); err != nil {
 		t.Error(err)
 	}
 }

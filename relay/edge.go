@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"slices"
@@ -45,6 +46,7 @@ type edge struct {
 	node    half
 
 	request  uint32    // number of the laptop's EdgeRequest
+	access   []byte    // its AccessRequest, which is the node's to read
 	offer    uint32    // number of the EdgeOffer to node.session
 	deadline time.Time // of state, unless it is edgeOpen
 	tried    []key.WireGuardPublic
@@ -105,7 +107,7 @@ func (h *hub) request(s *session, number uint32, m *wire.EdgeRequest) *auth.Refu
 	case m.Edge == wire.EdgeID{} || h.edges[m.Edge] != nil:
 		return refused(wire.ReasonMalformed, "the edge's id is in use", "choose a random one")
 	}
-	e := &edge{id: m.Edge, cluster: m.Cluster, request: number, laptop: half{key: s.key, session: s}}
+	e := &edge{id: m.Edge, cluster: m.Cluster, request: number, access: bytes.Clone(m.AccessRequest), laptop: half{key: s.key, session: s}}
 	e.claim(s)
 	h.edges[e.id], s.edges[e.id] = e, e
 	h.offerLocked(e)
@@ -148,7 +150,7 @@ func (h *hub) offerLocked(e *edge) {
 	n.edges[e.id] = e
 	e.told = laptop.grant.Statement.Issued
 	e.granted = laptop.identity.IssuedAt
-	e.offer = n.send(&wire.EdgeOffer{Edge: e.id, Grant: laptop.grant.Append(nil)})
+	e.offer = n.send(&wire.EdgeOffer{Edge: e.id, Grant: laptop.grant.Append(nil), AccessRequest: e.access})
 }
 
 // chooseLocked picks a node which was not asked yet: one that knows an older
@@ -220,7 +222,7 @@ func (h *hub) answer(n *session, m *wire.EdgeAnswer) {
 // openLocked joins both sides.
 func (h *hub) openLocked(e *edge, event string) {
 	now := h.now()
-	e.state, e.deadline = edgeOpen, time.Time{}
+	e.state, e.deadline, e.access = edgeOpen, time.Time{}, nil
 	delete(h.waiting, e.id)
 	if e.opened.IsZero() {
 		e.opened = now

@@ -52,12 +52,12 @@ func TestEdgeRefusals(t *testing.T) {
 	w := newWorld(t)
 	laptop, node := w.login("alice"), w.node("c1")
 
-	// The node's reason reaches the laptop.
-	n := laptop.send(&wire.EdgeRequest{Edge: newEdge(), Cluster: "c1"})
+	// The node's reason reaches the laptop, and the laptop's access request the node.
+	n := laptop.send(&wire.EdgeRequest{Edge: newEdge(), Cluster: "c1", AccessRequest: []byte("what a node reads")})
 	offer := expect[*wire.EdgeOffer](node)
 	g, err := auth.ParseGrant(offer.Grant)
-	if err != nil || g.IDToken != laptop.token {
-		t.Fatalf("the offer's grant: %v", err)
+	if err != nil || g.IDToken != laptop.token || string(offer.AccessRequest) != "what a node reads" {
+		t.Fatalf("the offer's grant: %v, access request %q", err, offer.AccessRequest)
 	}
 	node.send(&wire.Refused{Re: node.re, Reason: string(auth.ReasonPolicy), Detail: "no rule admits alice", Hint: "ask ops"})
 	if m := laptop.expectRefused(string(auth.ReasonPolicy)); m.Re != n || m.Detail != "no rule admits alice" || m.Hint != "ask ops" {

@@ -6,23 +6,35 @@ import "github.com/zt-daemon/zt/auth/key"
 type EdgeRequest struct {
 	Edge    EdgeID // random
 	Cluster string // a DNS label
+	// AccessRequest is package auth's AccessRequest, for the node, should it refuse.
+	// Empty: none.
+	AccessRequest []byte
 }
 
 func (*EdgeRequest) messageType() Type { return TypeEdgeRequest }
 func (m *EdgeRequest) append(b []byte) []byte {
-	return appendText(append(b, m.Edge[:]...), m.Cluster, maxName)
+	return appendOptional(appendText(append(b, m.Edge[:]...), m.Cluster, maxName), m.AccessRequest)
 }
-func (m *EdgeRequest) parse(r *reader) { r.array(m.Edge[:]); m.Cluster = r.text(maxName) }
+func (m *EdgeRequest) parse(r *reader) {
+	r.array(m.Edge[:])
+	m.Cluster, m.AccessRequest = r.text(maxName), r.optional(maxAccessRequest)
+}
 
 // EdgeOffer passes a request on to a node, with the laptop's whole grant.
 type EdgeOffer struct {
-	Edge  EdgeID
-	Grant []byte // package auth's Grant, with the laptop's newest statement
+	Edge          EdgeID
+	Grant         []byte // package auth's Grant, with the laptop's newest statement
+	AccessRequest []byte // as in EdgeRequest
 }
 
-func (*EdgeOffer) messageType() Type        { return TypeEdgeOffer }
-func (m *EdgeOffer) append(b []byte) []byte { return appendBytes(append(b, m.Edge[:]...), m.Grant) }
-func (m *EdgeOffer) parse(r *reader)        { r.array(m.Edge[:]); m.Grant = r.bytes() }
+func (*EdgeOffer) messageType() Type { return TypeEdgeOffer }
+func (m *EdgeOffer) append(b []byte) []byte {
+	return appendOptional(appendBytes(append(b, m.Edge[:]...), m.Grant), m.AccessRequest)
+}
+func (m *EdgeOffer) parse(r *reader) {
+	r.array(m.Edge[:])
+	m.Grant, m.AccessRequest = r.bytes(), r.optional(maxAccessRequest)
+}
 
 // EdgeAnswer is a node's consent: it has installed the laptop as its peer.
 // It refuses with Refused.

@@ -112,12 +112,14 @@ func newMessage(t Type) Message {
 	return nil
 }
 
-// Limits of text fields, in bytes.
+// Limits of fields, in bytes.
 const (
 	maxName   = 63  // a DNS label
 	maxReason = 63  // a name from a fixed table
 	maxText   = 512 // for people
 	maxAddr   = 261 // a DNS name, a colon and a port
+
+	maxAccessRequest = 1024 // package auth's AccessRequest has at most 879
 )
 
 // EdgeID names an edge at both its ends, at the relay and in every audit line:

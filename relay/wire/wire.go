@@ -146,6 +146,22 @@ func (r *reader) text(limit int) string {
 	return string(r.take(n))
 }
 
+// optional takes the bytes of a field that a message may end before: versions
+// from before it was added do not send it, and do not read it.
+func (r *reader) optional(limit int) []byte {
+	if r.err != nil || len(r.b) == 0 {
+		return nil
+	}
+	b := r.bytes()
+	if len(b) > limit && r.err == nil {
+		r.err = fmt.Errorf("field of %d bytes, at most %d are allowed", len(b), limit)
+	}
+	if len(b) == 0 {
+		return nil
+	}
+	return b
+}
+
 func appendU16(dst []byte, v uint16) []byte { return binary.BigEndian.AppendUint16(dst, v) }
 func appendU32(dst []byte, v uint32) []byte { return binary.BigEndian.AppendUint32(dst, v) }
 func appendU64(dst []byte, v uint64) []byte { return binary.BigEndian.AppendUint64(dst, v) }
@@ -157,6 +173,14 @@ func appendBytes[B []byte | string](dst []byte, b B) []byte {
 		b = b[:MaxMessage]
 	}
 	return append(appendU16(dst, uint16(len(b))), b...)
+}
+
+// appendOptional appends a field that is left out when it is empty.
+func appendOptional(dst, b []byte) []byte {
+	if len(b) == 0 {
+		return dst
+	}
+	return appendBytes(dst, b)
 }
 
 // appendText cuts s to limit bytes, at the border of a character.

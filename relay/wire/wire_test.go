@@ -22,7 +22,8 @@ func messages() []Message {
 		&PeerStatement{Peer: peer, Body: []byte("s")}, &Claim{Code: "c", Head: []byte("h")},
 		&AdminProof{Key: [65]byte{4}, Signature: [64]byte{5}}, &PutDocument{Kind: DocumentHead, Raw: []byte("r")},
 		&DocumentsRequest{}, &Document{Re: 1, Kind: DocumentRecord, Raw: []byte("r")}, &DocumentsEnd{Re: 1},
-		&DocumentsChanged{}, &EdgeRequest{Edge: edge, Cluster: "c1"}, &EdgeOffer{Edge: edge, Grant: []byte("g")},
+		&DocumentsChanged{}, &EdgeRequest{Edge: edge, Cluster: "c1", AccessRequest: []byte("r")},
+		&EdgeOffer{Edge: edge, Grant: []byte("g"), AccessRequest: []byte("r")},
 		&EdgeAnswer{Re: 1, Edge: edge, Answer: []byte("a")}, &EdgeOpen{Edge: edge, Peer: peer, Channel: 1},
 		&EdgeReady{Re: 1, Edge: edge, Peer: peer, Channel: MaxChannel, Answer: []byte("a")},
 		&EdgeHold{Edge: edge, Peer: peer, Cluster: "c1"}, &EdgeKept{Edge: edge, Channel: 9}, &EdgePending{Edge: edge},
@@ -41,7 +42,7 @@ func TestMessages(t *testing.T) {
 			t.Errorf("%s: got %d %+v (%v), want %+v", m.messageType(), number, got, err, m)
 		}
 		for n := range b {
-			if _, _, err := Parse(b[:n]); err == nil {
+			if _, _, err := Parse(b[:n]); err == nil && n != endOfFirst(m) {
 				t.Errorf("%s cut to %d of %d bytes was accepted", m.messageType(), n, len(b))
 			}
 		}
@@ -49,6 +50,46 @@ func TestMessages(t *testing.T) {
 	for typ := Type(0); typ < 0x100; typ++ {
 		if newMessage(typ) != nil && !seen[typ] {
 			t.Errorf("%s is not tested", typ)
+		}
+	}
+}
+
+// endOfFirst is where a message ends that a version before its optional field
+// sends; 0 if it has none.
+func endOfFirst(m Message) int {
+	switch m := m.(type) {
+	case *EdgeRequest:
+		return len(Append(nil, 1, &EdgeRequest{Edge: m.Edge, Cluster: m.Cluster}))
+	case *EdgeOffer:
+		return len(Append(nil, 1, &EdgeOffer{Edge: m.Edge, Grant: m.Grant}))
+	}
+	return 0
+}
+
+func TestOptionalFields(t *testing.T) {
+	id := EdgeID{1, 2, 3}
+	before := appendText(append([]byte{0, byte(TypeEdgeRequest), 0, 0, 0, 7}, id[:]...), "c1", maxName)
+	if b := Append(nil, 7, &EdgeRequest{Edge: id, Cluster: "c1"}); !bytes.Equal(b, before) {
+		t.Errorf("without an access request: got %x, want %x", b, before)
+	}
+	for name, c := range map[string]struct {
+		after []byte
+		want  []byte
+		ok    bool
+	}{
+		"left out":             {nil, nil, true},
+		"empty":                {[]byte{0, 0}, nil, true},
+		"empty, and a later":   {[]byte{0, 0, 9, 9, 9}, nil, true},
+		"cut":                  {[]byte{0}, nil, false},
+		"shorter than it says": {[]byte{0, 2, 1}, nil, false},
+		"the largest":          {appendBytes(nil, bytes.Repeat([]byte{5}, maxAccessRequest)), bytes.Repeat([]byte{5}, maxAccessRequest), true},
+		"too large":            {appendBytes(nil, bytes.Repeat([]byte{5}, maxAccessRequest+1)), nil, false},
+	} {
+		_, m, err := Parse(append(bytes.Clone(before), c.after...))
+		if (err == nil) != c.ok {
+			t.Errorf("%s: %v", name, err)
+		} else if c.ok && !bytes.Equal(m.(*EdgeRequest).AccessRequest, c.want) {
+			t.Errorf("%s: got %x", name, m.(*EdgeRequest).AccessRequest)
 		}
 	}
 }
