@@ -15,7 +15,7 @@ import (
 // never holds a token. Edge is the same at the laptop, the relay and the node.
 type AuditEvent struct {
 	Time        time.Time `json:"time"`
-	Event       string    `json:"event"` // edge_opened, edge_ended, edge_refused, flow_began, flow_ended, flow_refused, policy_changed, policy_broken
+	Event       string    `json:"event"` // edge_opened, edge_ended, edge_refused, flow_began, flow_ended, flow_refused, policy_changed, policy_broken, access_requested
 	Cluster     string    `json:"cluster,omitempty"`
 	Node        string    `json:"node,omitempty"` // the node's overlay address
 	Edge        string    `json:"edge,omitempty"`
@@ -31,7 +31,7 @@ type AuditEvent struct {
 	Port        uint16    `json:"port,omitempty"`
 	In          int64     `json:"bytes_in,omitempty"`  // from the laptop
 	Out         int64     `json:"bytes_out,omitempty"` // to the laptop
-	Seconds     float64   `json:"seconds,omitempty"`
+	Seconds     float64   `json:"seconds,omitempty"`   // of a flow; asked for
 	Reason      string    `json:"reason,omitempty"`
 	Detail      string    `json:"detail,omitempty"`
 }

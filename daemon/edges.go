@@ -28,8 +28,9 @@ type EdgeReady struct {
 
 // EdgeOffer asks a node whether the holder of a grant may become its peer.
 type EdgeOffer struct {
-	ID    wire.EdgeID
-	Grant []byte // an auth.Grant
+	ID            wire.EdgeID
+	Grant         []byte // an auth.Grant
+	AccessRequest []byte // an auth.AccessRequest for the case that it may not; empty: none
 
 	conn   *control
 	number uint32
@@ -173,12 +174,18 @@ func (t *edgeTable) clear() {
 // to be up, and asks again if the connection is lost meanwhile, as long as ctx
 // allows. The error is a *RefusedError, or matches ErrUnreachable.
 func (s *Session) RequestEdge(ctx context.Context, cluster string) (EdgeReady, error) {
+	return s.RequestAccess(ctx, cluster, nil)
+}
+
+// RequestAccess is RequestEdge with an auth.AccessRequest, which a node that
+// refuses may write down. It then refuses with auth.ReasonRequested.
+func (s *Session) RequestAccess(ctx context.Context, cluster string, request []byte) (EdgeReady, error) {
 	for {
 		c, err := s.await(ctx)
 		if err != nil {
 			return EdgeReady{}, fmt.Errorf("edge to cluster %s: %w", cluster, err)
 		}
-		ready, err := s.requestEdge(ctx, c, cluster)
+		ready, err := s.requestEdge(ctx, c, cluster, request)
 		if err == nil {
 			return ready, nil
 		}
@@ -211,12 +218,12 @@ func (s *Session) gone(ctx context.Context, c *control) {
 	}
 }
 
-func (s *Session) requestEdge(ctx context.Context, c *control, cluster string) (EdgeReady, error) {
+func (s *Session) requestEdge(ctx context.Context, c *control, cluster string, request []byte) (EdgeReady, error) {
 	var id wire.EdgeID
 	rand.Read(id[:])
 	s.edges.ask(id, cluster)
 	defer s.edges.unask(id)
-	answer, err := c.request(ctx, &wire.EdgeRequest{Edge: id, Cluster: cluster})
+	answer, err := c.request(ctx, &wire.EdgeRequest{Edge: id, Cluster: cluster, AccessRequest: request})
 	if err == nil {
 		m, ok := answer.(*wire.EdgeReady)
 		if ok && m.Edge == id {
@@ -307,7 +314,9 @@ func (s *Session) receive(ctx context.Context, c *control, number uint32, m wire
 			_, err := c.send(ctx, &wire.Refused{Re: number, Reason: wire.ReasonNotAllowed}, nil)
 			return err
 		}
-		return tell(func() { h.EdgeOffer(ctx, EdgeOffer{ID: m.Edge, Grant: m.Grant, conn: c, number: number}) })
+		return tell(func() {
+			h.EdgeOffer(ctx, EdgeOffer{ID: m.Edge, Grant: m.Grant, AccessRequest: m.AccessRequest, conn: c, number: number})
+		})
 	case *wire.EdgeOpen:
 		return s.edgeOpen(ctx, c, m.Edge, m.Peer, m.Channel, tell)
 	case *wire.EdgeKept:

@@ -229,40 +229,58 @@ func (l *Laptop) Logout(ctx context.Context, req LogoutRequest) error {
 // Credential implements LocalHandler. It has the edge opened too, so that a
 // refusal is read here and not guessed from a connection that is reset.
 func (l *Laptop) Credential(ctx context.Context, req CredentialRequest) (CredentialResult, error) {
-	members, err := l.pick(req.Network)
-	if broken := l.fault(req.Network); broken != nil && len(members) == 0 {
-		return CredentialResult{}, broken
-	} else if err != nil {
+	c, err := l.access(req.Network, req.Cluster)
+	if err != nil {
 		return CredentialResult{}, err
+	}
+	return c.credential(ctx)
+}
+
+// RequestAccess implements LocalHandler.
+func (l *Laptop) RequestAccess(ctx context.Context, req AccessRequest) (AccessRequestResult, error) {
+	c, err := l.access(req.Network, req.Cluster)
+	if err != nil {
+		return AccessRequestResult{}, err
+	}
+	return c.requestAccess(ctx, req.For.Std(), req.Reason)
+}
+
+// access finds the one cluster that a request means.
+func (l *Laptop) access(network, cluster string) (*clusterAccess, error) {
+	members, err := l.pick(network)
+	if broken := l.fault(network); broken != nil && len(members) == 0 {
+		return nil, broken
+	} else if err != nil {
+		return nil, err
 	}
 	var found []*clusterAccess
 	for _, m := range members {
-		if c := m.cluster(req.Cluster); c != nil {
+		if c := m.cluster(cluster); c != nil {
 			found = append(found, c)
 		}
 	}
 	switch {
 	case len(found) == 1:
-		return found[0].credential(ctx)
+		return found[0], nil
 	case len(found) > 1:
-		return CredentialResult{}, NewLocalError(KindUsage, "name one with --network", "%d networks have a cluster %q", len(found), req.Cluster)
+		return nil, NewLocalError(KindUsage, "name one with --network-id", "%d networks have a cluster %q", len(found), cluster)
 	}
-	if err := l.fault(req.Network); err != nil {
-		return CredentialResult{}, err
+	if err := l.fault(network); err != nil {
+		return nil, err
 	}
 	loggedIn := false
 	for _, m := range members {
-		if err := m.fault(req.Cluster); err != nil {
-			return CredentialResult{}, err
+		if err := m.fault(cluster); err != nil {
+			return nil, err
 		}
 		if _, err := m.liveGrant(); err == nil {
 			loggedIn = true
 		}
 	}
 	if !loggedIn {
-		return CredentialResult{}, errNotLoggedIn
+		return nil, errNotLoggedIn
 	}
-	return CredentialResult{}, NewLocalError(KindUnknownCluster, "`zt-daemon clusters` lists those there are", "no network of this machine has a cluster %q", req.Cluster)
+	return nil, NewLocalError(KindUnknownCluster, "`zt-daemon clusters` lists those there are", "no network of this machine has a cluster %q", cluster)
 }
 
 var errNotLoggedIn = NewLocalError(KindNotLoggedIn, "run `zt-daemon login`, then try again", "nobody is logged in")

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io"
 	"time"
+
+	"github.com/zt-daemon/zt/auth"
 )
 
 // LocalHandler is what stands behind the daemon's own API. Every error may be
@@ -23,6 +25,8 @@ type LocalHandler interface {
 	Login(ctx context.Context, req LoginRequest, send func(LoginEvent)) (LoginResult, error)
 	Logout(ctx context.Context, req LogoutRequest) error
 	Credential(ctx context.Context, req CredentialRequest) (CredentialResult, error)
+	// RequestAccess asks whoever may open a cluster to do so.
+	RequestAccess(ctx context.Context, req AccessRequest) (AccessRequestResult, error)
 	// Down begins to end the daemon and returns before it has ended.
 	Down(ctx context.Context) error
 }
@@ -143,6 +147,22 @@ type LoginEvent struct {
 type LoginResult struct {
 	Whoami   Whoami          `json:"whoami"`
 	Clusters []ClusterStatus `json:"clusters"`
+}
+
+// AccessRequest asks to be let into a cluster that refuses the person.
+type AccessRequest struct {
+	Network string        `json:"network,omitempty"` // network id; empty: the only one that has the cluster
+	Cluster string        `json:"cluster"`
+	For     auth.Duration `json:"for"`
+	Reason  string        `json:"reason"`
+}
+
+// AccessRequestResult is what an access request came to.
+type AccessRequestResult struct {
+	Admitted bool `json:"admitted"` // there is nothing to ask for
+	// Detail and Hint are the node's words; they may be empty.
+	Detail string `json:"detail,omitempty"`
+	Hint   string `json:"hint,omitempty"`
 }
 
 // What both ends of the Unix socket agree on.

@@ -55,6 +55,10 @@ func (f *fakeLaptop) Credential(ctx context.Context, req CredentialRequest) (Cre
 	return f.credential(ctx, req)
 }
 
+func (f *fakeLaptop) RequestAccess(_ context.Context, req AccessRequest) (AccessRequestResult, error) {
+	return AccessRequestResult{Detail: fmt.Sprintf("%+v", req)}, nil
+}
+
 func (f *fakeLaptop) Down(context.Context) error {
 	if f.down != nil {
 		close(f.down)
@@ -132,6 +136,10 @@ func TestLocalAPI(t *testing.T) {
 	got, err := c.Credential(t.Context(), CredentialRequest{Network: "n", Cluster: "c1", Interactive: true})
 	if err != nil || got.IDToken.Reveal() != "a.b.c" || !got.Expiry.Equal(expiry) {
 		t.Errorf("credential: %v", err)
+	}
+	result, err := c.RequestAccess(t.Context(), AccessRequest{Network: "n", Cluster: "c1", For: auth.Duration(time.Hour), Reason: "disk full"})
+	if err != nil || result != (AccessRequestResult{Detail: "{Network:n Cluster:c1 For:1h Reason:disk full}"}) {
+		t.Errorf("access: %+v, %v", result, err)
 	}
 	if err := c.Down(t.Context()); err != nil {
 		t.Errorf("down: %v", err)

@@ -73,6 +73,11 @@ func (c *LocalClient) Credential(ctx context.Context, req CredentialRequest) (Cr
 	return CredentialResult{IDToken: NewSecret(reply.IDToken), Expiry: reply.Expiry}, nil
 }
 
+// RequestAccess asks for access to one cluster.
+func (c *LocalClient) RequestAccess(ctx context.Context, req AccessRequest) (result AccessRequestResult, err error) {
+	return result, c.ask(ctx, http.MethodPost, "access", req, &result)
+}
+
 // Down ends the daemon. It may still run for a moment after that.
 func (c *LocalClient) Down(ctx context.Context) error {
 	return c.ask(ctx, http.MethodPost, "down", struct{}{}, nil)

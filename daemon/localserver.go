@@ -218,6 +218,9 @@ func (s *LocalServer) routes(stop context.Context) http.Handler {
 		c, err := s.handler.Credential(ctx, req)
 		return credentialReply{IDToken: c.IDToken.Reveal(), Expiry: c.Expiry}, err
 	}))
+	mux.HandleFunc("POST /v1/access", answer(func(ctx context.Context, req AccessRequest) (any, error) {
+		return s.handler.RequestAccess(ctx, req)
+	}))
 	mux.HandleFunc("POST /v1/down", answer(func(ctx context.Context, _ struct{}) (any, error) {
 		return struct{}{}, s.handler.Down(ctx)
 	}))

@@ -88,6 +88,8 @@ type Node struct {
 	events *kube.Recorder // nil with it
 	grants *accessGrants  // nil unless AccessGrants are watched
 
+	askers askers
+
 	sessionsMu sync.Mutex
 	sessions   []*Session // with the relays of the head
 
@@ -483,6 +485,9 @@ func (n *Node) decide(id *auth.Identity, now time.Time) (auth.Decision, *auth.Re
 	d := state.policy.Decide(id, n.grants.all(), now)
 	if d.Refusal == nil && !slices.Contains(d.Ports, apiServerPort) {
 		return d, &auth.RefusedError{Reason: auth.ReasonPolicy, Detail: fmt.Sprintf("no rule opens port %d to %s now", apiServerPort, id)}
+	}
+	if r := d.Refusal; r != nil && r.Reason == auth.ReasonClosed && r.HintText == "" { // the policy does not know the cluster's name
+		r.HintText = fmt.Sprintf("ask for one: `zt-daemon request %s --for 1h --reason \"…\"`", n.files.settings.Cluster)
 	}
 	return d, d.Refusal
 }

@@ -72,6 +72,7 @@ func (n *Node) answer(ctx context.Context, s *Session, o EdgeOffer) {
 	n.metrics.offers.WithLabelValues(string(refused.Reason)).Inc()
 	n.audit.write(AuditEvent{Event: "edge_refused", Reason: string(refused.Reason), Detail: refused.Detail}.who(id).on(o.ID))
 	n.log.Info("edge refused", "edge", o.ID, "subject", id, "reason", refused.Reason)
+	refused = n.accessRequested(id, o, refused)
 	if err := s.RefuseOffer(ctx, o, string(refused.Reason), refused.Detail, refused.Hint()); err != nil {
 		n.log.Info("edge refusal not sent", "edge", o.ID, "err", err)
 	}

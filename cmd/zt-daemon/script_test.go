@@ -68,6 +68,7 @@ type scene struct {
 	Expiry   time.Time
 	Events   []daemon.LoginEvent
 	Result   daemon.LoginResult
+	Access   daemon.AccessRequestResult
 	Hang     bool                          // the login waits for the browser
 	Fail     map[string]*daemon.LocalError // by endpoint
 	Start    string                        // why the daemon does not start
@@ -169,6 +170,14 @@ func (l *scriptedLaptop) Logout(_ context.Context, req daemon.LogoutRequest) err
 func (l *scriptedLaptop) Credential(_ context.Context, req daemon.CredentialRequest) (daemon.CredentialResult, error) {
 	s, err := l.at("credential")
 	return daemon.CredentialResult{IDToken: daemon.NewSecret(s.Token), Expiry: s.Expiry}, err
+}
+
+func (l *scriptedLaptop) RequestAccess(_ context.Context, req daemon.AccessRequest) (daemon.AccessRequestResult, error) {
+	s, err := l.at("access")
+	if s.Access.Detail == "what was asked" {
+		s.Access.Detail = fmt.Sprintf("%s for %s: %s", req.Cluster, req.For, req.Reason)
+	}
+	return s.Access, err
 }
 
 func (l *scriptedLaptop) Down(context.Context) error {
