@@ -142,14 +142,6 @@ func (g AccessGrant) Active(now time.Time) bool {
 	return !now.Before(g.NotBefore) && now.Before(g.NotAfter)
 }
 
-// whom is for people.
-func (g AccessGrant) whom() string {
-	if g.Group != "" {
-		return "group " + printable(g.Group)
-	}
-	return printable(g.Subject)
-}
-
 // CheckAccessGrant says why g counts for nothing under p, whatever the time is;
 // nil if it counts.
 func (p *Policy) CheckAccessGrant(g AccessGrant) error {
