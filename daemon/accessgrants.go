@@ -151,12 +151,41 @@ func (g *accessGrants) run(ctx context.Context) {
 		Changed: g.take,
 		Deleted: func(o kube.Object) { g.remove(o.Name) },
 		Health: func(err error) {
-			g.health(err)
+			if err == nil {
+				g.health(nil)
+				return
+			}
+			g.health(&AccessGrantsUnseenError{err})
 			if errors.Is(err, kube.ErrForbidden) || errors.Is(err, kube.ErrNotFound) {
 				g.clear()
 			}
 		},
 	})
+}
+
+// AccessGrantsUnseenError says that a node cannot follow the AccessGrants.
+type AccessGrantsUnseenError struct{ Err error }
+
+func (e *AccessGrantsUnseenError) Error() string {
+	if errors.Is(e.Err, kube.ErrForbidden) || errors.Is(e.Err, kube.ErrNotFound) {
+		return fmt.Sprintf("AccessGrants admit nobody: %v", e.Err)
+	}
+	return fmt.Sprintf("AccessGrants are not seen to change; those known count to their end: %v", e.Err)
+}
+
+// Unwrap returns why.
+func (e *AccessGrantsUnseenError) Unwrap() error { return e.Err }
+
+// Hint says what to do.
+func (e *AccessGrantsUnseenError) Hint() string {
+	h, ok := errors.AsType[hinter](e.Err)
+	if !ok {
+		return ""
+	}
+	if errors.Is(e.Err, kube.ErrUnreachable) {
+		return h.Hint()
+	}
+	return h.Hint() + "; or set accessGrants: false in " + NodeConfigFile
 }
 
 // endList drops what a complete list did not tell.
