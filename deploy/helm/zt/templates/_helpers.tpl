@@ -75,7 +75,7 @@ kubernetes:
 
 {{- /* Nine tenths of the memory limit in bytes; nothing without a limit. */ -}}
 {{- define "zt.goMemLimit" -}}
-{{- $limit := dig "limits" "memory" "" .Values.resources | toString }}
+{{- $limit := dig "limits" "memory" "" (.Values.resources | default dict) | toString }}
 {{- if $limit }}
 {{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 }}
 {{- $unit := regexFind "[A-Za-z]*$" $limit }}
