@@ -181,9 +181,34 @@ func servedName(ctx context.Context, addr, name string, cas []string) (string, e
 	return name, nil
 }
 
-// Apply applies manifests.
-func (k KubeContext) Apply(ctx context.Context, manifests []byte) (string, error) {
-	out, err := k.kubectl(ctx, manifests, "apply", "--server-side", "--field-manager=zt-daemon", "-f", "-")
+// Apply applies manifests. Fields that another manager set are an error, or with
+// force taken over.
+func (k KubeContext) Apply(ctx context.Context, manifests []byte, force bool) (string, error) {
+	out, err := k.kubectl(ctx, manifests, "apply", "--server-side", "--field-manager=zt-daemon", fmt.Sprintf("--force-conflicts=%v", force), "-f", "-")
+	return string(out), err
+}
+
+// List reads objects as a list in JSON; args name and select them, as kubectl get
+// takes it.
+func (k KubeContext) List(ctx context.Context, args ...string) ([]byte, error) {
+	return k.kubectl(ctx, nil, append(append([]string{"get"}, args...), "-o", "json")...)
+}
+
+// Exists says whether an object is there; args name it, as kubectl get takes it.
+func (k KubeContext) Exists(ctx context.Context, args ...string) (bool, error) {
+	out, err := k.kubectl(ctx, nil, append(append([]string{"get"}, args...), "--ignore-not-found", "-o", "name")...)
+	return len(bytes.TrimSpace(out)) > 0, err
+}
+
+// Delete deletes objects, if they are there; args name them.
+func (k KubeContext) Delete(ctx context.Context, args ...string) error {
+	_, err := k.kubectl(ctx, nil, append([]string{"delete", "--ignore-not-found", "--wait=false"}, args...)...)
+	return err
+}
+
+// Log is the end of what a container of a pod wrote.
+func (k KubeContext) Log(ctx context.Context, namespace, pod, container string) (string, error) {
+	out, err := k.kubectl(ctx, nil, "logs", pod, "--namespace", namespace, "--container", container, "--tail=50")
 	return string(out), err
 }
 

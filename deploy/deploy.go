@@ -19,6 +19,8 @@ const (
 	KeySecret = "zt-cluster-key"
 	// PolicyConfigMap holds policy.yaml.
 	PolicyConfigMap = "zt-policy"
+	// Upstream is the API server as pods reach it.
+	Upstream = "kubernetes.default.svc:443"
 	// Selector selects the workloads; PodSelector their pods.
 	Selector    = "app.kubernetes.io/name=zt"
 	PodSelector = Selector + ",app.kubernetes.io/component=node"

@@ -5,7 +5,6 @@ package test
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -32,27 +31,21 @@ func (s *stage) adminCommands(t *testing.T) {
 	if key == "" {
 		t.Error("the Secret has no cluster.key")
 	}
-	if policy := get("-n", "zt", "get", "configmap", "zt-node", "-o", `jsonpath={.data.policy\.yaml}`); !strings.Contains(policy, "developers") {
+	if policy := get("-n", "zt", "get", "configmap", "zt-policy", "-o", `jsonpath={.data.policy\.yaml}`); !strings.Contains(policy, "developers") {
 		t.Errorf("the ConfigMap's policy: %q", policy)
 	}
 	// Again: the key and the policy, which a person may have edited, stay.
 	edited := "issuers: []\n# mine\n"
-	get("-n", "zt", "patch", "configmap", "zt-node", "--type=merge", "-p", `{"data":{"policy.yaml":"issuers: []\n# mine\n"}}`)
+	get("-n", "zt", "patch", "configmap", "zt-policy", "--type=merge", "-p", `{"data":{"policy.yaml":"issuers: []\n# mine\n"}}`)
 	if err := s.Admin.ZT(s.within(t, 30*time.Second), add...).OK(); err != nil {
 		t.Fatal(err)
 	}
 	if again := get("-n", "zt", "get", "secret", "zt-cluster-key", "-o", `jsonpath={.data.cluster\.key}`); again != key {
 		t.Error("a second cluster add replaced the cluster key")
 	}
-	if policy := get("-n", "zt", "get", "configmap", "zt-node", "-o", `jsonpath={.data.policy\.yaml}`); policy != edited {
+	if policy := get("-n", "zt", "get", "configmap", "zt-policy", "-o", `jsonpath={.data.policy\.yaml}`); policy != edited {
 		t.Errorf("a second cluster add replaced the policy: %q", policy)
 	}
-	module, err := lab.ModuleDir(s.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	get("apply", "--dry-run=server", "--validate=strict", "-f", filepath.Join(module, "deploy", "kubernetes", "node.yaml"))
-
 	// alice's daemon hears of the cluster, and of its end.
 	knows := func(want bool) {
 		t.Helper()

@@ -321,12 +321,14 @@ func adminAPIServer(t *testing.T, name string) (addr, caFile string) {
 }
 
 // adminKubectl puts a kubectl on the PATH which shows a context of that API
-// server, and keeps Secrets and ConfigMaps in files of a directory: what apply
-// gets it writes to applied.yaml, what get is to answer it reads from KIND.json.
+// server, and keeps a cluster in files of a directory: what it is given to apply
+// it appends to applied.yaml, the words of delete to deleted; what it answers to
+// get it reads from WHAT.json. After each apply next-*.json are renamed into place.
 func adminKubectl(t *testing.T, cluster string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	script := `#!/bin/sh
+cd "` + dir + `"
 while [ $# -gt 0 ]; do
   case "$1" in
   --context|--kubeconfig) shift 2 ;;
@@ -337,10 +339,17 @@ case "$1 $2" in
 "config view") echo '{"clusters":[{"cluster":` + cluster + `}]}' ;;
 "get configmap"*|"get secret"*)
   case "$3" in
-  kube-root-ca.crt) [ -f "` + dir + `/root-ca" ] && cat "` + dir + `/root-ca" || { echo forbidden >&2; exit 1; } ;;
-  *) [ -f "` + dir + `/$2.json" ] && cat "` + dir + `/$2.json" || true ;;
+  kube-root-ca.crt) [ -f root-ca ] && cat root-ca || { echo forbidden >&2; exit 1; } ;;
+  *) [ ! -f "$2.json" ] || cat "$2.json" ;;
   esac ;;
-"apply --server-side") cat > "` + dir + `/applied.yaml"; echo applied ;;
+"get namespace") [ ! -f namespace.json ] || echo "namespace/$3" ;;
+"get nodes"|"get daemonsets,deployments"|"get pods"|"get events")
+  [ -f "$2.json" ] && cat "$2.json" || echo '{"items":[]}' ;;
+"logs "*) cat log ;;
+"delete "*) shift; echo "$@" >>deleted ;;
+"apply --server-side")
+  cat >>applied.yaml; echo applied
+  for f in next-*.json; do [ ! -f "$f" ] || mv "$f" "${f#next-}"; done ;;
 *) echo "kubectl $*: the server hung up" >&2; exit 1 ;;
 esac
 `
@@ -449,6 +458,8 @@ func TestClusterAdd(t *testing.T) {
 		"TLS name":    {1, []string{"tlsName"}, add("--tls-server-name", "a b")},
 		"unknown":     {1, []string{`no cluster "c2"`}, []string{"cluster", "remove", "c2"}},
 		"two names":   {2, nil, []string{"cluster", "remove", "c1", "c2"}},
+		"two places":  {2, []string{"--out", "--install"}, add("--install")},
+		"namespace":   {2, []string{"DNS label"}, []string{"cluster", "add", "c1", "--keep-user", "--namespace", "Zt"}},
 		"no argument": {2, nil, []string{"cluster", "add"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -535,12 +546,15 @@ func TestClusterAddIntoCluster(t *testing.T) {
 				}
 				return
 			}
-			m.ok(args...)
+			if out := m.ok(args...); !strings.Contains(out, "helm install zt ./deploy/helm/zt --namespace zt --kube-context admin --set-string network="+m.head().Network.String()) ||
+				!strings.Contains(out, "upstream=kubernetes.default.svc:443") {
+				t.Errorf("no line that installs nodes in %s", out)
+			}
 			manifest, err := os.ReadFile(applied)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, part := range []string{"kind: Namespace", "kind: ConfigMap", "kind: Secret", "zt-cluster-key", "kubernetes.default.svc:443", "ops"} {
+			for _, part := range []string{"kind: Namespace", "kind: ConfigMap", "kind: Secret", "zt-cluster-key", "head.jws", "zt-policy", "ops", "enforce: restricted"} {
 				if !strings.Contains(string(manifest), part) {
 					t.Errorf("no %q in what was applied:\n%s", part, manifest)
 				}

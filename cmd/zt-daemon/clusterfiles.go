@@ -12,16 +12,27 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/zt-daemon/zt/auth"
+	"github.com/zt-daemon/zt/auth/key"
 	"github.com/zt-daemon/zt/daemon"
+	"github.com/zt-daemon/zt/deploy"
 )
 
-// nodeFiles are a node's files but the key.
-func (c *clusterAdd) nodeFiles(head *auth.Head, server daemon.KubeAPIServer) (map[string][]byte, error) {
+// nodeFiles are a node's files; without a policy if the cluster keeps its own.
+func (c *clusterAdd) nodeFiles(head *auth.Head, server daemon.KubeAPIServer, k key.ClusterPrivate, kept []byte) (map[string][]byte, error) {
 	settings, err := daemon.NodeSettings{Network: head.Network, Cluster: c.name, Relay: head.Relays[0].URL, Upstream: server.Address}.Marshal()
 	if err != nil {
 		return nil, err
 	}
-	issuer := head.Issuers[0]
+	files := map[string][]byte{daemon.NodeConfigFile: settings, daemon.NodeHeadFile: append(head.Raw(), '\n'), daemon.ClusterKeyFile: k.PEM()}
+	if kept == nil {
+		files[daemon.PolicyFile], err = c.firstPolicy(head.Issuers[0])
+	}
+	return files, err
+}
+
+// firstPolicy takes the network's first issuer, and admits the groups that were
+// named.
+func (c *clusterAdd) firstPolicy(issuer auth.Issuer) ([]byte, error) {
 	policy := map[string]any{"issuers": []auth.Issuer{issuer}, "rules": []any{}}
 	if len(c.groups) > 0 {
 		policy["rules"] = []any{map[string]any{"name": "first", "issuer": issuer.URL, "groups": c.groups}}
@@ -30,22 +41,28 @@ func (c *clusterAdd) nodeFiles(head *auth.Head, server daemon.KubeAPIServer) (ma
 	if err != nil {
 		return nil, err
 	}
-	if _, err := auth.ParsePolicy(text); err != nil {
-		return nil, err
-	}
-	return map[string][]byte{daemon.NodeConfigFile: settings, daemon.PolicyFile: text, daemon.NodeHeadFile: append(head.Raw(), '\n')}, nil
+	_, err = auth.ParsePolicy(text)
+	return text, err
 }
 
 // keptPolicy is the policy that the cluster has; nil if it has none.
 func (c *clusterAdd) keptPolicy(ctx context.Context) ([]byte, error) {
 	if c.out == "" {
-		return c.kube.File(ctx, "configmap", nodeNamespace, nodeConfigMap, daemon.PolicyFile)
+		return c.kube.File(ctx, "configmap", c.namespace, deploy.PolicyConfigMap, daemon.PolicyFile)
 	}
 	b, err := os.ReadFile(filepath.Join(c.out, daemon.PolicyFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	return b, err
+}
+
+// policyPlace says where a person finds the policy.
+func (c *clusterAdd) policyPlace() string {
+	if c.out == "" {
+		return fmt.Sprintf("ConfigMap %s in namespace %s", deploy.PolicyConfigMap, c.namespace)
+	}
+	return filepath.Join(c.out, daemon.PolicyFile)
 }
 
 // checkKeptPolicy refuses a policy whose overlay client the API server would
@@ -60,44 +77,47 @@ func checkKeptPolicy(env *environment, policy []byte, apiServer *auth.Issuer) er
 }
 
 // write puts the node's files where they belong.
-func (c *clusterAdd) write(ctx context.Context, env *environment, files map[string][]byte) error {
+func (c *clusterAdd) write(ctx context.Context, env *environment, site site, files map[string][]byte) error {
 	if c.out != "" {
 		return daemon.WriteNodeFiles(c.out, files)
 	}
-	manifests, err := nodeManifests(files)
+	manifests, err := c.fileManifests(site, files)
 	if err != nil {
 		return err
 	}
-	said, err := c.kube.Apply(ctx, manifests)
+	said, err := c.kube.Apply(ctx, manifests, false)
 	fmt.Fprint(env.stderr, said)
 	return err
 }
 
-// nodeManifests are the namespace, the ConfigMap and, if files hold a key, the
-// Secret, as YAML documents.
-func nodeManifests(files map[string][]byte) ([]byte, error) {
-	config := map[string]string{}
-	for name, b := range files {
-		if name != daemon.ClusterKeyFile {
-			config[name] = string(b)
+// fileManifests are the Secret, the policy's ConfigMap if files hold a policy, and
+// the namespace if it is not there, as YAML documents. What node.yaml says the
+// installation renders.
+func (c *clusterAdd) fileManifests(site site, files map[string][]byte) ([]byte, error) {
+	object := func(kind, name string, data map[string][]byte) map[string]any {
+		o := map[string]any{"apiVersion": "v1", "kind": kind, "metadata": map[string]any{"name": name, "namespace": c.namespace}}
+		if kind == "Secret" {
+			o["data"] = data
+			return o
 		}
-	}
-	object := func(version, kind, name string, more map[string]any) map[string]any {
-		meta := map[string]any{"name": name}
-		if kind != "Namespace" {
-			meta["namespace"] = nodeNamespace
+		text := map[string]string{}
+		for name, b := range data {
+			text[name] = string(b)
 		}
-		o := map[string]any{"apiVersion": version, "kind": kind, "metadata": meta}
-		for k, v := range more {
-			o[k] = v
-		}
+		o["data"] = text
 		return o
 	}
-	namespace := object("v1", "Namespace", nodeNamespace, nil)
-	namespace["metadata"].(map[string]any)["labels"] = map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}
-	objects := []map[string]any{namespace, object("v1", "ConfigMap", nodeConfigMap, map[string]any{"data": config})}
-	if pem := files[daemon.ClusterKeyFile]; pem != nil {
-		objects = append(objects, object("v1", "Secret", nodeSecret, map[string]any{"data": map[string][]byte{daemon.ClusterKeyFile: pem}}))
+	var objects []map[string]any
+	if !site.namespace {
+		objects = append(objects, map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{
+			"name": c.namespace, "labels": map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
+		}})
+	}
+	objects = append(objects, object("Secret", deploy.KeySecret, map[string][]byte{
+		daemon.ClusterKeyFile: files[daemon.ClusterKeyFile], daemon.NodeHeadFile: files[daemon.NodeHeadFile],
+	}))
+	if policy := files[daemon.PolicyFile]; policy != nil {
+		objects = append(objects, object("ConfigMap", deploy.PolicyConfigMap, map[string][]byte{daemon.PolicyFile: policy}))
 	}
 	var manifests bytes.Buffer
 	for _, o := range objects {

@@ -91,7 +91,7 @@ func rootCommand(env *environment) *cobra.Command {
 		kubeconfigCommand(env), credentialCommand(env), upCommand(env), downCommand(env))
 	add(groupServer, nodeCommand(env))
 	add(groupAdmin, networkCommand(env), clusterCommand(env), signerCommand(env))
-	root.AddCommand(versionCommand(env))
+	root.AddCommand(versionCommand(env), probeCommand(env))
 
 	return root
 }
