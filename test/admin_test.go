@@ -46,6 +46,15 @@ func (s *stage) adminCommands(t *testing.T) {
 	if policy := get("-n", "zt", "get", "configmap", "zt-policy", "-o", `jsonpath={.data.policy\.yaml}`); policy != edited {
 		t.Errorf("a second cluster add replaced the policy: %q", policy)
 	}
+	// Installed, but no machine is there to run anything: after a while that is said.
+	install := s.Admin.ZT(s.within(t, 30*time.Second), append(add, "--install", "--image", "registry.test/zt-daemon:1", "--timeout", "2s")...)
+	if install.Code != 4 || !strings.Contains(install.Stderr, "0 of 3 nodes ready after 2s") {
+		t.Errorf("cluster add --install without a machine: %v", install)
+	}
+	if image := get("-n", "zt", "get", "deployment", "zt", "-o", "jsonpath={.spec.replicas} {.spec.template.spec.containers[0].image}"); image != "3 registry.test/zt-daemon:1" {
+		t.Errorf("the Deployment: %q", image)
+	}
+
 	// alice's daemon hears of the cluster, and of its end.
 	knows := func(want bool) {
 		t.Helper()

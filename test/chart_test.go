@@ -59,6 +59,7 @@ func TestChart(t *testing.T) {
 	t.Run("the line of cluster add", s.helmLine)
 	t.Run("kustomize", s.kustomize)
 	t.Run("restricted refuses", s.restricted)
+	t.Run("a release", s.release)
 	t.Run("rights", s.rights)
 	t.Run("AccessGrants", s.accessGrants)
 	t.Run("maxDuration", s.maxDuration)
@@ -348,6 +349,50 @@ func (s *chartStage) restricted(t *testing.T) {
 			}
 		})
 	}
+}
+
+// release installs, upgrades, uninstalls, and installs once more beside what was
+// kept, and over what cluster add applied. No pod runs here: there is no kubelet.
+func (s *chartStage) release(t *testing.T) {
+	i := deploy.Install{
+		Namespace: "zt", Network: "kq3v7m2xw5r6p4dzs5fog7h2j3k4l5m6", Cluster: "c1", Relay: "https://relay.example.com", Upstream: deploy.Upstream,
+		KeyHash: "0123456789abcdef", Placement: deploy.Placement{Mode: deploy.Deployment, Replicas: 2},
+	}
+	helm := func(words []string) string {
+		t.Helper()
+		return s.ok(t, s.helm(append(words[1:], "--kubeconfig", s.kubernetes.Kubeconfig)...))
+	}
+	hash := func() string {
+		return s.ok(t, s.kubectl("", "get", "deployment", "zt", "--namespace", "zt", "-o", `jsonpath={.spec.template.metadata.annotations.access\.zt-daemon\.io/cluster-key} {.spec.template.spec.priorityClassName}`))
+	}
+	notes := helm(append(i.Helm(false), "--set", "priorityClassName=system-cluster-critical"))
+	for _, part := range []string{"rollout status deployment/zt", "edit configmap zt-policy", "zt-daemon login https://relay.example.com/kq3v7m2xw5r6p4dzs5fog7h2j3k4l5m6", "kubectl --context zt-c1 get pods"} {
+		if !strings.Contains(notes, part) {
+			t.Errorf("no %q in the notes:\n%s", part, notes)
+		}
+	}
+	i.KeyHash = "fedcba9876543210"
+	helm(i.Helm(true))
+	if got := hash(); got != "fedcba9876543210 system-cluster-critical" {
+		t.Errorf("after the upgrade: %q, want the new key's hash and the values that a person gave", got)
+	}
+	uninstall := []string{"helm", "uninstall", "zt", "--namespace", "zt"}
+	helm(uninstall)
+	left := s.ok(t, s.kubectl("", "get", "crd/accessgrants.access.zt-daemon.io", "-o", "name")) +
+		s.ok(t, s.kubectl("", "get", "deployments,daemonsets,serviceaccounts,roles,configmaps,networkpolicies,services", "--namespace", "zt", "--selector", deploy.Selector, "-o", "name"))
+	if strings.TrimSpace(left) != "customresourcedefinition.apiextensions.k8s.io/accessgrants.access.zt-daemon.io" {
+		t.Errorf("left after the uninstall: %q, want the definition and nothing else", left)
+	}
+	helm(i.Helm(false))
+	helm(uninstall)
+
+	mine, err := i.Manifests()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.ok(t, s.kubectl(string(mine), "apply", "--server-side", "--field-manager=zt-daemon", "--force-conflicts", "-f", "-"))
+	helm(append(i.Helm(false), "--take-ownership"))
+	helm(uninstall)
 }
 
 // rights asks the API server what the pods may, once the chart's roles are there.
