@@ -212,7 +212,7 @@ func (s *chartStage) values(t *testing.T) {
 		"images":     {"image: images.test:5000/team/zt-daemon@sha256:e3b0c4", "imagePullPolicy: Always", "- name: pull"},
 		"names":      {"name: front-door-node", "name: front-door-key", "serviceAccountName: doorman", `"$(FRONT_DOOR_METRICS_SERVICE_HOST)"`, "app.kubernetes.io/name: door"},
 		"openshift":  {"runAsNonRoot: true\n        seccompProfile"},
-		"scheduling": {"priorityClassName: system-cluster-critical", "topologyKey: topology.kubernetes.io/zone", "kubernetes.io/os: linux", `value: "483183820"`, "maxSurge: 50%"},
+		"scheduling": {"priorityClassName: system-cluster-critical", "topologyKey: topology.kubernetes.io/zone", "kubernetes.io/os: linux", `value: "483183820"`, "maxSurge: 50%", `--grace, "290s"`},
 		"network":    {"port: 8443", "port: 3128", "port: 7443", "cidr: \"2001:db8::/32\"", "app.kubernetes.io/component: test", "HTTPS_PROXY"},
 		"policy":     {"name: zt-policy-text", "resourceNames: [zt-policy-text]", "policyConfigMap: zt-policy-text", "duration('12h30m')", "clientID: zt"},
 		"monitoring": {"kind: ServiceMonitor", "containerPort: 19090", `"19090"]`, "value: debug"},

@@ -143,7 +143,7 @@ spec:
     - name: node
       image: {{ include "zt.image" . }}
       imagePullPolicy: {{ .Values.image.pullPolicy }}
-      args: [node, --dir, /etc/zt, --metrics, ":{{ .Values.metrics.port }}"]
+      args: [node, --dir, /etc/zt, --metrics, ":{{ .Values.metrics.port }}", --grace, "{{ max 1 (sub .Values.terminationGracePeriodSeconds 10) }}s"]
       env:
         - name: POD_NAME
           valueFrom:
