@@ -19,6 +19,8 @@ const (
 	KeySecret = "zt-cluster-key"
 	// PolicyConfigMap holds policy.yaml.
 	PolicyConfigMap = "zt-policy"
+	// NodeConfigMap holds node.yaml; an installation renders it.
+	NodeConfigMap = "zt-node"
 	// Upstream is the API server as pods reach it.
 	Upstream = "kubernetes.default.svc:443"
 	// Selector selects the workloads; PodSelector their pods.
@@ -26,7 +28,8 @@ const (
 	PodSelector = Selector + ",app.kubernetes.io/component=node"
 )
 
-// Install is what one cluster's installation sets.
+// Install is what one cluster's installation sets. Upstream, Image and Placement
+// may be left out where it only changes one that is there.
 type Install struct {
 	Namespace string
 	Network   string
@@ -34,6 +37,6 @@ type Install struct {
 	Relay     string // https URL
 	Upstream  string // host:port
 	KeyHash   string // of the cluster's public key: pods start anew when it changes
-	Image     string // empty: the chart's
+	Image     string // NAME[:TAG][@DIGEST]
 	Placement Placement
 }

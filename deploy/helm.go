@@ -23,6 +23,9 @@ func (i Install) Helm(upgrade bool, flags ...string) []string {
 	words = append(words, flags...)
 	// Strings, so that a cluster by the name of 42 is none by the number.
 	set := func(name, value string) {
+		if value == "" {
+			return
+		}
 		words = append(words, "--set-string", name+"="+strings.NewReplacer(`\`, `\\`, ",", `\,`).Replace(value))
 	}
 	set("network", i.Network)
@@ -30,7 +33,9 @@ func (i Install) Helm(upgrade bool, flags ...string) []string {
 	set("relay", i.Relay)
 	set("upstream", i.Upstream)
 	set("clusterKeyHash", i.KeyHash)
-	words = append(words, "--set", "mode="+i.Placement.Mode)
+	if i.Placement.Mode != "" {
+		words = append(words, "--set", "mode="+i.Placement.Mode)
+	}
 	if i.Placement.Mode == Deployment {
 		words = append(words, "--set", fmt.Sprintf("replicas=%d", i.Placement.Replicas))
 	}
@@ -47,16 +52,10 @@ func (i Install) Helm(upgrade bool, flags ...string) []string {
 	if len(i.Placement.Tolerations) > 0 {
 		setJSON("tolerations", i.Placement.Tolerations)
 	}
-	if i.Image != "" {
-		repository, tag, digest := splitImage(i.Image)
-		set("image.repository", repository)
-		if tag != "" {
-			set("image.tag", tag)
-		}
-		if digest != "" {
-			set("image.digest", digest)
-		}
-	}
+	repository, tag, digest := splitImage(i.Image)
+	set("image.repository", repository)
+	set("image.tag", tag)
+	set("image.digest", digest)
 	return words
 }
 

@@ -79,7 +79,7 @@ func (i Install) nodeConfig(text []byte) (object, error) {
 	}
 	return object{
 		"apiVersion": "v1", "kind": "ConfigMap",
-		"metadata": object{"name": Name + "-node", "namespace": i.Namespace, "labels": object{"app.kubernetes.io/name": Name}},
+		"metadata": object{"name": NodeConfigMap, "namespace": i.Namespace, "labels": object{"app.kubernetes.io/name": Name}},
 		"data":     object{"node.yaml": string(node)},
 	}, nil
 }

@@ -43,14 +43,16 @@ type Taint struct {
 
 // Toleration of a pod.
 type Toleration struct {
-	Key      string `json:"key"`
-	Operator string `json:"operator"`
-	Effect   string `json:"effect"`
+	Key      string `json:"key,omitempty"`
+	Operator string `json:"operator,omitempty"`
+	Value    string `json:"value,omitempty"`
+	Effect   string `json:"effect,omitempty"`
+	Seconds  *int64 `json:"tolerationSeconds,omitempty"`
 }
 
 // Placement says which machines run a node.
 type Placement struct {
-	Mode         string
+	Mode         string            // empty: as the installation has it that is there
 	Replicas     int               // of a Deployment
 	NodeSelector map[string]string // of a DaemonSet
 	Tolerations  []Toleration

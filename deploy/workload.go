@@ -41,6 +41,15 @@ type Workload struct {
 	} `json:"metadata"`
 	Spec struct {
 		Replicas *int `json:"replicas"`
+		Template struct {
+			Spec struct {
+				NodeSelector map[string]string `json:"nodeSelector"`
+				Tolerations  []Toleration      `json:"tolerations"`
+				Containers   []struct {
+					Image string `json:"image"`
+				} `json:"containers"`
+			} `json:"spec"`
+		} `json:"template"`
 	} `json:"spec"`
 	Status struct {
 		ObservedGeneration int64 `json:"observedGeneration"`
@@ -72,6 +81,30 @@ func (w Workload) Mode() string { return strings.ToLower(w.Kind) }
 
 // ByHelm says whether a Helm release made it.
 func (w Workload) ByHelm() bool { return w.Metadata.Labels["app.kubernetes.io/managed-by"] == "Helm" }
+
+// Image is that of its pods.
+func (w Workload) Image() string {
+	if containers := w.Spec.Template.Spec.Containers; len(containers) > 0 {
+		return containers[0].Image
+	}
+	return ""
+}
+
+// Placement is where its pods are.
+func (w Workload) Placement() Placement {
+	pod := w.Spec.Template.Spec
+	p := Placement{
+		Mode: w.Mode(), NodeSelector: pod.NodeSelector, Tolerations: pod.Tolerations,
+		Saw: fmt.Sprintf("%s/%s, which stays where it is", w.Mode(), w.Metadata.Name),
+	}
+	if p.Mode == Deployment {
+		p.Replicas = 1
+		if w.Spec.Replicas != nil {
+			p.Replicas = *w.Spec.Replicas
+		}
+	}
+	return p
+}
 
 // Rollout says how many of its pods are ready, how many there shall be, and
 // whether all of them are ready and none is of an older kind.

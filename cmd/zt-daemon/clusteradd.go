@@ -54,7 +54,8 @@ left alone.
 Who may come is the cluster's own policy: --group starts it with one rule.
 
 Run it again to renew the record or, with --new-key, to replace the cluster key;
-the old key and an old CA stay good for a day.`
+the old key and an old CA stay good for a day. Of nodes that are installed, what
+no flag names stays as it is.`
 
 func clusterAddCommand(env *environment) *cobra.Command {
 	var c clusterAdd

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"sigs.k8s.io/yaml"
+
 	"github.com/zt-daemon/zt/daemon"
 	"github.com/zt-daemon/zt/deploy"
 )
@@ -44,6 +46,10 @@ func (c *clusterAdd) look(ctx context.Context, env *environment) (site, error) {
 			}
 		}
 	}
+	if len(s.workloads) > 0 && len(c.nodeSelector) == 0 {
+		s.placement = s.workloads[0].Placement()
+		return s, nil
+	}
 	list, err := c.kube.List(ctx, "nodes")
 	if ctx.Err() != nil {
 		return s, context.Cause(ctx)
@@ -57,6 +63,30 @@ func (c *clusterAdd) look(ctx context.Context, env *environment) (site, error) {
 		fmt.Fprintf(env.stderr, "zt-daemon: warning: the machines cannot be seen: %s\n", printable(err.Error()))
 	}
 	return s, nil
+}
+
+// keep sets what no flag names as the installation has it that is there.
+func (c *clusterAdd) keep(ctx context.Context, s site, i *deploy.Install) error {
+	if len(s.workloads) == 0 {
+		return nil
+	}
+	if i.Image == "" {
+		i.Image = s.workloads[0].Image()
+	}
+	if c.upstream != "" {
+		return nil
+	}
+	text, err := c.kube.File(ctx, "configmap", c.namespace, deploy.NodeConfigMap, daemon.NodeConfigFile)
+	if err != nil {
+		return err
+	}
+	var settings struct {
+		Upstream string `json:"upstream"`
+	}
+	if err := yaml.Unmarshal(text, &settings); err == nil && settings.Upstream != "" { // a broken one is replaced
+		i.Upstream = settings.Upstream
+	}
+	return nil
 }
 
 func (c *clusterAdd) workloads(ctx context.Context) ([]deploy.Workload, error) {
@@ -80,6 +110,13 @@ func (c *clusterAdd) installLine(s site, i deploy.Install) (lead, line string) {
 	case len(s.workloads) == 0:
 		return "Install its nodes with", deploy.Quote(i.Helm(false, helm...))
 	case s.workloads[0].ByHelm():
+		// Only what is new: the rest is that release's own.
+		if c.upstream == "" {
+			i.Upstream = ""
+		}
+		if len(c.nodeSelector) == 0 {
+			i.Placement = deploy.Placement{}
+		}
 		return "Its nodes are there; have them take what has changed with", deploy.Quote(i.Helm(true, helm...))
 	default:
 		w := s.workloads[0]
@@ -91,6 +128,9 @@ func (c *clusterAdd) installLine(s site, i deploy.Install) (lead, line string) {
 // installNodes applies i and waits until its nodes are ready, which says that each
 // has a session with a relay and an API server that answers.
 func (c *clusterAdd) installNodes(ctx context.Context, env *environment, s site, i deploy.Install) (ready int, err error) {
+	if err := c.keep(ctx, s, &i); err != nil {
+		return 0, err
+	}
 	manifests, err := i.Manifests()
 	if err != nil {
 		return 0, err
@@ -106,7 +146,7 @@ func (c *clusterAdd) installNodes(ctx context.Context, env *environment, s site,
 	if ready, err = c.waitReady(ctx, env, i.Placement.Mode); err != nil {
 		return ready, err
 	}
-	// What the machines no longer ask for goes when its successor serves.
+	// What --node-selector replaces goes when its successor serves.
 	for _, w := range s.workloads {
 		if w.Mode() == i.Placement.Mode {
 			continue
@@ -140,7 +180,7 @@ func (c *clusterAdd) waitReady(ctx context.Context, env *environment, mode strin
 				if ready, want, done = w.Rollout(); done {
 					return ready, nil
 				}
-				if line := fmt.Sprintf("%d of %s ready", ready, counted(want, "node")); line != said {
+				if line := fmt.Sprintf("%d of %s ready", ready, counted(want, "node")); want > 0 && line != said {
 					fmt.Fprintln(env.stderr, "zt-daemon: "+line)
 					said = line
 				}

@@ -109,7 +109,11 @@ func TestClusterAddAgain(t *testing.T) {
 		}
 	}
 	again := i.ok(i.add()...)
-	holds(t, again, "Its nodes are there", "helm upgrade zt", "--reset-then-reuse-values")
+	holds(t, again, "Its nodes are there", "helm upgrade zt", "--reset-then-reuse-values", "seen there: deployment/zt")
+	if strings.Contains(again, "mode=") || strings.Contains(again, "upstream=") {
+		t.Errorf("the line takes away what the release has: %s", again)
+	}
+	holds(t, i.ok(i.add("--node-selector", "pool=a", "--upstream", "10.0.0.7:6443")...), "mode=daemonset", "upstream=10.0.0.7:6443", `nodeSelector={"pool":"a"}`)
 	if hash(again) != hash(first) {
 		t.Errorf("the key's hash was %s and is %s", hash(first), hash(again))
 	}
@@ -130,21 +134,43 @@ func TestClusterAddAgain(t *testing.T) {
 }
 
 func TestClusterInstall(t *testing.T) {
-	i := newInstallation(t, map[string]string{
-		"nodes.json": controlPlaneNodes, "daemonsets,deployments.json": deploymentThen, "next-daemonsets,deployments.json": daemonSetReady,
-	})
-	code, out, errOut := i.run(i.add("--install", "--image", "images.test/zt-daemon:7")...)
+	i := newInstallation(t, map[string]string{"nodes.json": controlPlaneNodes, "next-daemonsets,deployments.json": daemonSetReady})
+	code, out, errOut := i.run(i.add("--install", "--image", "images.test/zt-daemon:7", "--upstream", "10.96.0.1:443")...)
 	if code != 0 || !strings.HasSuffix(out, "cluster c1 connected, 2 nodes ready\n") {
 		t.Fatalf("exit code %d: %s%s", code, out, errOut)
 	}
-	holds(t, i.read("applied.yaml"), "kind: DaemonSet", "kind: CustomResourceDefinition", "image: images.test/zt-daemon:7", "network: "+i.head().Network.String(),
-		`node-role.kubernetes.io/control-plane: ""`, "access.zt-daemon.io/cluster-key: ")
-	if got := i.read("deleted"); got != "--ignore-not-found --wait=false deployment/zt poddisruptionbudget/zt --namespace zt\n" {
-		t.Errorf("deleted: %q", got)
+	applied := i.read("applied.yaml")
+	holds(t, applied, "kind: DaemonSet", "kind: CustomResourceDefinition", "image: images.test/zt-daemon:7", "network: "+i.head().Network.String(),
+		"upstream: 10.96.0.1:443", `node-role.kubernetes.io/control-plane: ""`, "access.zt-daemon.io/cluster-key: ")
+
+	// Again: what no flag names stays as it is there.
+	for name, text := range map[string]string{
+		"applied.yaml": "",
+		"daemonsets,deployments.json": `{"items":[{"kind":"Deployment","metadata":{"name":"zt"},
+ "spec":{"replicas":5,"template":{"spec":{"nodeSelector":{"pool":"a"},"tolerations":[{"key":"a","operator":"Equal","value":"b","tolerationSeconds":7}],"containers":[{"image":"images.test/zt-daemon:8"}]}}},
+ "status":{"replicas":5,"updatedReplicas":5,"readyReplicas":5}}]}`,
+		"configmap.json": `{"data":{"policy.yaml":"issuers: [{url: \"https://login.example.com\", clientID: zt}]\n","node.yaml":"upstream: 10.0.0.7:6443\n"}}`,
+	} {
+		if err := os.WriteFile(filepath.Join(i.kubectl, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	var added clusterAdded
-	if err := json.Unmarshal([]byte(i.ok(i.add("--install", "-o", "json")...)), &added); err != nil || added.NodesReady != 2 || added.Next != "" {
+	if err := json.Unmarshal([]byte(i.ok(i.add("--install", "-o", "json")...)), &added); err != nil || added.NodesReady != 5 || added.Next != "" || added.Placement != "deployment/zt, which stays where it is" {
 		t.Errorf("%+v, %v", added, err)
+	}
+	holds(t, i.read("applied.yaml"), "kind: Deployment", "replicas: 5", "pool: a", "tolerationSeconds: 7", "value: b", "image: images.test/zt-daemon:8", "upstream: 10.0.0.7:6443")
+	if got := i.read("deleted"); got != "" {
+		t.Errorf("deleted: %q", got)
+	}
+
+	// Moved by a flag: the old workload goes when the new one serves.
+	if err := os.WriteFile(filepath.Join(i.kubectl, "next-daemonsets,deployments.json"), []byte(daemonSetReady), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	i.ok(i.add("--install", "--node-selector", "pool=b")...)
+	if got := i.read("deleted"); got != "--ignore-not-found --wait=false deployment/zt poddisruptionbudget/zt --namespace zt\n" {
+		t.Errorf("deleted: %q", got)
 	}
 }
 

@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	probeTimeout  = 5 * time.Second // of one question
+	probeWait     = 30 * time.Second // well within what helm test waits
+	probeTimeout  = 5 * time.Second  // of one question
 	probePause    = time.Second
 	probeMaxBytes = 4 << 10
 )
@@ -23,7 +24,7 @@ const (
 // probeCommand is what `helm test` runs in a pod of its own: the image holds no
 // other program that could ask.
 func probeCommand(env *environment) *cobra.Command {
-	wait := time.Minute
+	wait := probeWait
 	cmd := &cobra.Command{
 		Use: "probe HOST PORT", Short: "Ask a node whether it is ready", Hidden: true, Args: withArgs(cobra.ExactArgs(2)),
 		Example: "  zt-daemon probe 127.0.0.1 9090",

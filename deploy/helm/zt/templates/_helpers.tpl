@@ -174,6 +174,7 @@ spec:
         httpGet:
           path: /readyz
           port: metrics
+        initialDelaySeconds: 1
         periodSeconds: 5
         timeoutSeconds: 5
         failureThreshold: 2
