@@ -44,7 +44,9 @@ func probe(ctx context.Context, env *environment, url string, wait time.Duration
 	for {
 		answer, err := probeOnce(limit, url)
 		if err == nil {
-			fmt.Fprintln(env.stdout, "ready: "+printable(answer))
+			for line := range strings.Lines(answer) {
+				fmt.Fprintln(env.stdout, printable(strings.TrimSpace(line)))
+			}
 			return nil
 		}
 		select {
@@ -78,7 +80,7 @@ func probeOnce(ctx context.Context, url string) (string, error) {
 	}
 	answer := strings.TrimSpace(string(body))
 	if resp.StatusCode != http.StatusOK {
-		return "", fmt.Errorf("%s: %s", resp.Status, answer)
+		return "", fmt.Errorf("%s: %s", resp.Status, strings.ReplaceAll(answer, "\n", "; "))
 	}
 	return answer, nil
 }
