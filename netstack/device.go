@@ -24,12 +24,6 @@ import (
 )
 
 const (
-	// DefaultMTU is the size of the largest packet inside the overlay: the
-	// least that IPv6 allows (RFC 8200 §5), so 1,312 bytes of UDP payload.
-	DefaultMTU = 1280
-	// MaxMTU is the largest MTU that New accepts, wireguard-go's own default.
-	MaxMTU = 1420
-
 	// workersEnd bounds the wait for wireguard-go's workers after it was
 	// closed. They hold nothing and need microseconds.
 	workersEnd = time.Second
@@ -43,10 +37,8 @@ type Config struct {
 	PrivateKey key.WireGuardPrivate
 	// Addr is the overlay address: IPv6, unicast. It is the only one that
 	// packets may come to or leave from.
-	Addr netip.Addr
-	// MTU is DefaultMTU if zero; at most MaxMTU.
-	MTU       int
-	Transport Transport
+	Addr      netip.Addr
+	Transport Transport // a Measurer, if it knows what size passes
 	// DropInboundSYN drops what would open a flow towards this device before
 	// the stack sees it: for a laptop, which only dials.
 	DropInboundSYN bool
@@ -69,6 +61,9 @@ type Device struct {
 	peerMu sync.Mutex // guards peers, and makes sets of the engine's peers atomic
 	peers  map[key.WireGuardPublic]Peer
 
+	mtuMu sync.Mutex  // guards tell, and makes changes of the MTU follow each other
+	tell  *time.Timer // tells peers of it again
+
 	readyMu sync.RWMutex // guards eng, which is set once, by Start
 	eng     *engine
 }
@@ -90,12 +85,6 @@ func New(cfg Config) (*Device, error) {
 	}
 	if !usable(cfg.Addr) {
 		return nil, fmt.Errorf("overlay device: %v is not a unicast IPv6 address", cfg.Addr)
-	}
-	if cfg.MTU == 0 {
-		cfg.MTU = DefaultMTU
-	}
-	if cfg.MTU < DefaultMTU || cfg.MTU > MaxMTU {
-		return nil, fmt.Errorf("overlay device: MTU %d, want %d to %d", cfg.MTU, DefaultMTU, MaxMTU)
 	}
 	if cfg.Transport == nil {
 		return nil, errors.New("overlay device: no transport")
@@ -138,7 +127,7 @@ func (d *Device) Start() error {
 	}
 	d.begun = true
 
-	l := newLink(d.cfg.MTU)
+	l := newLink(DefaultMTU)
 	s, err := newStack(l, d.cfg.Addr)
 	if err != nil {
 		return fmt.Errorf("overlay device: %w", err)
@@ -158,6 +147,10 @@ func (d *Device) Start() error {
 	d.readyMu.Lock()
 	d.eng = e
 	d.readyMu.Unlock()
+	if m, ok := d.cfg.Transport.(Measurer); ok {
+		m.WatchMTU(d.measure)
+		d.measure()
+	}
 	return nil
 }
 
@@ -172,6 +165,14 @@ func (d *Device) Close() error {
 	}
 	d.ended = true
 	close(d.closed)
+	if m, ok := d.cfg.Transport.(Measurer); ok {
+		m.WatchMTU(nil)
+	}
+	d.mtuMu.Lock()
+	if d.tell != nil {
+		d.tell.Stop()
+	}
+	d.mtuMu.Unlock()
 	// Take the lock: a SetPeer under way ends first, a later one sees closed.
 	d.peerMu.Lock()
 	keys := make([]key.WireGuardPublic, 0, len(d.peers))

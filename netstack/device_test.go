@@ -452,8 +452,6 @@ func TestNewRefuses(t *testing.T) {
 		"no address":   func(c *Config) { c.Addr = netip.Addr{} },
 		"IPv4":         func(c *Config) { c.Addr = netip.MustParseAddr("10.0.0.1") },
 		"multicast":    func(c *Config) { c.Addr = netip.MustParseAddr("ff02::1") },
-		"small MTU":    func(c *Config) { c.MTU = 1000 },
-		"large MTU":    func(c *Config) { c.MTU = 1500 },
 		"no transport": func(c *Config) { c.Transport = nil },
 	} {
 		c := good
@@ -480,12 +478,4 @@ func TestNewRefuses(t *testing.T) {
 	if err := d.Start(); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("start after Close: %v", err)
 	}
-}
-
-func TestMaxMTU(t *testing.T) {
-	w := newWire()
-	change := func(c *Config) { c.MTU = MaxMTU }
-	a, b := newSide(t, w, 1, change), newSide(t, w, 2, nil) // receivers take the larger one
-	join(t, a, b, [32]byte{}, [32]byte{})
-	transfer(t, a, listen(t, b, 443, echo), 1<<20, 1)
 }

@@ -28,13 +28,15 @@ const (
 	stackSlack = header.TCPTotalHeaderMaximumSize + 1
 	// timestampsSize is the TCP option that gVisor puts into every segment.
 	timestampsSize = 12
+	// sackSpace is what gVisor leaves free in every segment for SACK blocks, which
+	// few have. Its MSS is given so much more; the cutter cuts those few.
+	sackSpace = header.TCPOptionsMaximumSize - timestampsSize
 )
 
 // link is the stack's interface. Packets that the stack sends queue here until
 // the TUN side takes them, all that wait at once.
 type link struct {
-	mtu    int
-	gsoMax int
+	mtu *pathMTU
 
 	done   chan struct{} // closed by Close
 	up     atomic.Pointer[dispatcher]
@@ -58,14 +60,7 @@ var (
 )
 
 func newLink(mtu int) *link {
-	// As many whole segments as one UDP train holds, so that a super-segment
-	// becomes one train and not one and a bit.
-	segments := trainBytes / (mtu + messageOverhead)
-	l := &link{
-		done:   make(chan struct{}),
-		mtu:    mtu,
-		gsoMax: segments*(mtu-header.IPv6MinimumSize-header.TCPMinimumSize-timestampsSize) + stackSlack,
-	}
+	l := &link{done: make(chan struct{}), mtu: newPathMTU(mtu)}
 	l.room.L, l.some.L = &l.mu, &l.mu
 	return l
 }
@@ -93,6 +88,21 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 		}
 	}
 	return pkts.Len(), nil
+}
+
+// tell queues what this side itself has to say, ahead of nothing and behind no
+// bound. It takes the reference.
+func (l *link) tell(p *stack.PacketBuffer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		p.DecRef()
+		return
+	}
+	l.queue = append(l.queue, p)
+	l.bytes += p.Size()
+	l.in++
+	l.some.Signal()
 }
 
 // take moves all that waits to dst, which it returns with whether the link is
@@ -175,14 +185,20 @@ func (l *link) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityTXChecksumOffload | stack.CapabilityRXChecksumOffload
 }
 
-// GSOMaxSize implements stack.GSOEndpoint.
-func (l *link) GSOMaxSize() uint32 { return uint32(l.gsoMax) }
+// GSOMaxSize implements stack.GSOEndpoint: as many whole segments as one UDP
+// train holds, so that a super-segment becomes one train and not one and a bit.
+func (l *link) GSOMaxSize() uint32 {
+	mtu := int(l.mtu.own.Load())
+	segments := trainBytes / (mtu + messageOverhead)
+	return uint32(segments*(mtu-header.IPv6MinimumSize-header.TCPMinimumSize-timestampsSize) + stackSlack)
+}
 
 // SupportedGSO implements stack.GSOEndpoint.
 func (l *link) SupportedGSO() stack.SupportedGSO { return stack.HostGSOSupported }
 
-// MTU implements stack.NetworkLinkEndpoint.
-func (l *link) MTU() uint32 { return uint32(l.mtu) }
+// MTU implements stack.NetworkLinkEndpoint. What the path takes is looked after
+// by pathMTU: a stack that saw it shrink would cut packets into fragments.
+func (l *link) MTU() uint32 { return MaxMTU + sackSpace }
 
 // SetMTU implements stack.NetworkLinkEndpoint; the MTU is fixed.
 func (l *link) SetMTU(uint32) {}

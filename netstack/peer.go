@@ -219,6 +219,9 @@ func (e *engine) removePeers(gone []Peer) {
 		e.wg.RemovePeer(noiseKey(k))
 		e.bind.remove(k)
 	}
+	for a := range addrs {
+		e.link.mtu.told(a.As16(), MaxMTU)
+	}
 }
 
 // flush waits until what the stack has queued so far went out to these peers,

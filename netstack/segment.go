@@ -48,6 +48,7 @@ type cutter struct {
 	head   [maxHeader]byte
 	size   int // of head
 	mss    int
+	whole  bool   // head is all of it, its checksum made
 	rest   int    // payload bytes not cut yet
 	addrs  uint16 // checksum of the addresses and the protocol
 	view   *buffer.View
@@ -55,15 +56,21 @@ type cutter struct {
 }
 
 // load begins p, whose reference passes to c. It returns false, and releases
-// p, if p is not what this device sends: TCP on IPv6.
-func (c *cutter) load(p *stack.PacketBuffer) bool {
+// p, if p is not what this device sends: TCP on IPv6, or its own Packet Too Big.
+func (c *cutter) load(p *stack.PacketBuffer, path *pathMTU) bool {
 	ip, tcp := p.NetworkHeader().Slice(), p.TransportHeader().Slice()
+	if len(ip) == ipSize && ip[offNextHeader] == protoICMPv6 && len(ip)+len(tcp) == tooBigSize {
+		c.pkt, c.whole, c.rest = p, true, 0
+		c.size = copy(c.head[:], ip)
+		c.size += copy(c.head[c.size:], tcp)
+		return true
+	}
 	if p.NetworkProtocolNumber != header.IPv6ProtocolNumber || len(ip) != ipSize || ip[offNextHeader] != protoTCP ||
 		len(tcp) < header.TCPMinimumSize || len(tcp) > header.TCPHeaderMaximumSize {
 		p.DecRef()
 		return false
 	}
-	c.pkt = p
+	c.pkt, c.whole = p, false
 	c.size = copy(c.head[:], ip)
 	c.size += copy(c.head[c.size:], tcp)
 	c.rest = p.Data().Size()
@@ -71,6 +78,8 @@ func (c *cutter) load(p *stack.PacketBuffer) bool {
 	if p.GSOOptions.Type == stack.GSOTCPv6 && p.GSOOptions.MSS > 0 {
 		c.mss = int(p.GSOOptions.MSS)
 	}
+	c.mss = min(c.mss, path.to(c.head[offDst:ipSize])-c.size)
+	path.clamp(c.head[:c.size])
 	c.addrs = checksum.Combine(checksum.Checksum(c.head[offSrc:ipSize], 0), protoTCP)
 
 	views, skip := p.AsViewList()
@@ -100,6 +109,10 @@ func (c *cutter) next(dst []byte) int {
 	}
 	dst = dst[:total]
 	copy(dst, c.head[:c.size])
+	if c.whole {
+		c.release()
+		return total
+	}
 	for at := c.size; at < total; {
 		b := c.view.AsSlice()[c.offset:]
 		m := copy(dst[at:], b)

@@ -2,7 +2,9 @@ package netstack
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
+	"slices"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -107,19 +109,40 @@ func (e *engine) abortAll() int { return e.abort(func(netip.Addr) bool { return 
 // link when it returns. It reaches flows that nobody has accepted yet, and
 // closed ones that still have something to send.
 func (e *engine) abort(match func(remote netip.Addr) bool) (n int) {
-	for _, t := range e.stack.RegisteredEndpoints() {
-		ep, ok := t.(*tcp.Endpoint)
-		if !ok {
-			continue
-		}
-		info, ok := ep.Info().(*stack.TransportEndpointInfo)
-		if !ok || info.ID.RemoteAddress.Len() != 16 { // a listener
-			continue
-		}
-		if match(netip.AddrFrom16(info.ID.RemoteAddress.As16())) {
+	for ep, remote := range e.flows() {
+		if match(remote) {
 			ep.Abort()
 			n++
 		}
 	}
 	return n
+}
+
+// remotes are the other sides that there are flows with.
+func (e *engine) remotes() []netip.Addr {
+	var all []netip.Addr
+	for _, remote := range e.flows() {
+		all = append(all, remote)
+	}
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
+}
+
+// flows are all flows, with the addresses of their other sides.
+func (e *engine) flows() iter.Seq2[*tcp.Endpoint, netip.Addr] {
+	return func(yield func(*tcp.Endpoint, netip.Addr) bool) {
+		for _, t := range e.stack.RegisteredEndpoints() {
+			ep, ok := t.(*tcp.Endpoint)
+			if !ok {
+				continue
+			}
+			info, ok := ep.Info().(*stack.TransportEndpointInfo)
+			if !ok || info.ID.RemoteAddress.Len() != 16 { // a listener
+				continue
+			}
+			if !yield(ep, netip.AddrFrom16(info.ID.RemoteAddress.As16())) {
+				return
+			}
+		}
+	}
 }

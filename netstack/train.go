@@ -18,6 +18,7 @@ const (
 	foreign             // to an address that is not ours
 	unsupported         // not TCP directly on IPv6
 	unasked             // would open a flow, and none may be opened
+	tooBig              // says what size passes to its sender
 )
 
 // judge looks at a packet that WireGuard has authenticated, cut to the length
@@ -29,6 +30,9 @@ func judge(b []byte, own *[16]byte, dropSYN bool) verdict {
 	}
 	if !bytes.Equal(b[offDst:ipSize], own[:]) {
 		return foreign
+	}
+	if isTooBig(b) {
+		return tooBig
 	}
 	if b[offNextHeader] != protoTCP {
 		return unsupported

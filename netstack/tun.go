@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"os"
 	"sync"
@@ -63,7 +64,9 @@ func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (n int, err err
 			t.cut.release()
 			t.drops.outbound.Add(1)
 		} else {
-			t.zero.sending(bufs[n][offset : offset+size])
+			if b := bufs[n][offset : offset+size]; b[offNextHeader] == protoTCP {
+				t.zero.sending(b)
+			}
 			sizes[n] = size
 			n++
 		}
@@ -85,7 +88,7 @@ func (t *tunDevice) load(wait bool) (more, open bool) {
 	}
 	p := t.waiting[t.next]
 	t.next++
-	if !t.cut.load(p) {
+	if !t.cut.load(p, t.link.mtu) {
 		t.drops.outbound.Add(1)
 		t.done++
 	}
@@ -112,10 +115,14 @@ func (t *tunDevice) Write(bufs [][]byte, offset int) (int, error) {
 	var run train
 	for _, b := range bufs {
 		b = b[offset:]
-		if v := judge(b, &t.own, t.dropSYN); v != accept {
+		if v := judge(b, &t.own, t.dropSYN); v == tooBig {
+			t.link.mtu.told([16]byte(b[offSrc:offDst]), int(min(binary.BigEndian.Uint32(b[offICMPMTU:]), MaxMTU)))
+			continue
+		} else if v != accept {
 			t.drops.inbound(v)
 			continue
 		}
+		t.link.mtu.clamp(b)
 		t.zero.receiving(b)
 		if run.n > 0 && run.add(b) {
 			continue
@@ -136,8 +143,8 @@ func (t *tunDevice) deliver(run *train) {
 // BatchSize implements tun.Device.
 func (t *tunDevice) BatchSize() int { return conn.IdealBatchSize }
 
-// MTU implements tun.Device.
-func (t *tunDevice) MTU() (int, error) { return t.link.mtu, nil }
+// MTU implements tun.Device: what wireguard-go pads no packet beyond.
+func (t *tunDevice) MTU() (int, error) { return MaxMTU, nil }
 
 // Name implements tun.Device.
 func (t *tunDevice) Name() (string, error) { return "zt", nil }

@@ -41,6 +41,8 @@ type port struct {
 	opens         atomic.Int32
 	cut           atomic.Bool  // drop all that is sent from here
 	lose          atomic.Int32 // drop one message in so many
+	largest       atomic.Int32 // drop what is larger, to here and from here; 0: nothing
+	largestSent   atomic.Int32
 
 	mu    sync.Mutex // guards the rest
 	some  *sync.Cond
@@ -92,12 +94,14 @@ func (p *port) Send(to key.WireGuardPublic, bufs [][]byte) error {
 	defer q.mu.Unlock()
 	lose := p.lose.Load()
 	for _, b := range bufs {
-		if !q.open || len(q.queue) >= wireMessages || lose > 0 && rand.Int32N(lose) == 0 {
+		large := func(p *port) bool { n := p.largest.Load(); return n > 0 && len(b) > int(n) }
+		if !q.open || len(q.queue) >= wireMessages || lose > 0 && rand.Int32N(lose) == 0 || large(p) || large(q) {
 			p.dropped.Add(1)
 			continue
 		}
 		m := message{b: messages.Get().(*[2048]byte), from: p.self}
 		m.n = copy(m.b[:], b)
+		p.largestSent.Store(max(p.largestSent.Load(), int32(len(b))))
 		q.queue = append(q.queue, m)
 		p.sent.Add(1)
 	}
