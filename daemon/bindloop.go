@@ -20,6 +20,7 @@ const (
 	bindSlow      = time.Second // between the next ones
 	bindSlowTries = 10
 	bindRare      = 10 * time.Second // once UDP seems not to pass at all
+	bindWideTries = 3                // whether the largest packets pass, on a path where full ones do
 	bindKeepalive = 20 * time.Second // below NATs' 30 s (RFC 4787 §4.3 asks for two minutes; many give less)
 	silenceBefore = time.Second      // what is sent and not answered for so long is looked into
 	pingIdle      = time.Minute      // control messages pass at least so often
@@ -35,6 +36,7 @@ var errLost = errors.New("no answer from the relay")
 type PathStatus struct {
 	Relay    netip.AddrPort `json:"relay"`    // its UDP address that is in use or tried; invalid: none
 	Bound    bool           `json:"bound"`    // packets pass, of full size too
+	Wide     bool           `json:"wide"`     // and the largest, of an overlay MTU of 1,420
 	Observed netip.AddrPort `json:"observed"` // our address as the relay sees it
 	RTT      time.Duration  `json:"rtt"`      // of the latest Bind
 	Since    time.Time      `json:"since"`    // bound, or not, since then
@@ -58,6 +60,8 @@ type binder struct {
 	tries   int       // on this path, unanswered
 	due     time.Time // of the next Bind
 	full    bool      // full packets were proved on this path
+	wide    bool      // and the largest
+	asked   int       // how often the largest were tried on this path
 	probe   time.Time // the oldest Bind or Ping after which nothing was heard; zero: none
 	pinged  time.Time // the latest Ping
 	stepped time.Time // the last step
@@ -70,7 +74,7 @@ type binder struct {
 type sentBind struct {
 	counter uint64
 	at      time.Time
-	padded  bool
+	size    int // bytes
 }
 
 func (b *binder) status() PathStatus {
@@ -117,6 +121,7 @@ func (b *binder) run(ctx context.Context) error {
 // restart looks at the path as a new one: links changed, or the machine woke.
 func (b *binder) restart(now time.Time) {
 	b.tries, b.full = 0, false
+	b.narrow()
 	b.due = now
 	b.use(b.addr)
 }
@@ -132,6 +137,20 @@ func (b *binder) use(i int) {
 	b.mu.Lock()
 	b.state.Relay = a
 	b.mu.Unlock()
+}
+
+// narrow forgets that the largest packets pass.
+func (b *binder) narrow() {
+	b.asked = 0
+	b.setWide(false)
+}
+
+func (b *binder) setWide(wide bool) {
+	b.wide = wide
+	b.link.setWide(wide)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.state.Wide = wide
 }
 
 func (b *binder) setBound(bound bool, now time.Time) {
@@ -156,7 +175,10 @@ func (b *binder) reply(r bindReply) {
 			return
 		}
 		// The relay does not know this address: a new path, whatever was proved before.
-		b.full = b.full && sent.padded
+		b.full = b.full && sent.size >= wire.BindPaddedSize
+		if sent.size < wire.BindWideSize {
+			b.narrow()
+		}
 		b.buf = b.keys.mac.AppendAnswer(b.buf[:0], b.keys.session, r.counter, r.cookie[:])
 		b.link.sendBind(b.buf)
 	case wire.BindBound:
@@ -165,20 +187,30 @@ func (b *binder) reply(r bindReply) {
 		}
 		b.bound = r.counter
 		b.link.noteHeard()
-		b.full = b.full || sent.padded
+		b.full = b.full || sent.size >= wire.BindPaddedSize
 		b.mu.Lock()
 		moved := b.state.Observed != r.observed
 		b.state.Observed, b.state.RTT = r.observed, r.at.Sub(sent.at)
 		b.mu.Unlock()
-		if moved && !sent.padded {
+		if moved && sent.size < wire.BindPaddedSize {
 			b.full = false
 		}
+		if moved && sent.size < wire.BindWideSize {
+			b.narrow()
+		}
 		b.tries = 0
-		if b.full {
+		switch {
+		case !b.full:
+			b.due = r.at // prove at once that full packets pass here too
+		case sent.size == wire.BindWideSize:
+			b.setWide(true)
+			fallthrough
+		case b.wide || b.asked == bindWideTries:
 			b.setBound(true, r.at)
 			b.due = r.at.Add(bindKeepalive)
-		} else {
-			b.due = r.at // prove at once that full packets pass here too
+		default:
+			b.setBound(true, r.at)
+			b.due = r.at // ask whether the largest do
 		}
 	}
 }
@@ -248,6 +280,24 @@ func (b *binder) probing(now time.Time, atLeast time.Duration) bool {
 
 func (b *binder) lastSent() time.Time { return b.sent[b.counter%uint64(len(b.sent))].at }
 
+// size is the next Bind's. Where the largest packets pass, those that keep the
+// path alive under open flows are of that size too: a path that has changed
+// without a sign would swallow the flows' packets and let small Binds through. An
+// unanswered one is followed by a small one.
+func (b *binder) size() int {
+	switch {
+	case !b.full:
+		return wire.BindPaddedSize
+	case b.tries > 0:
+		if b.wide {
+			b.narrow()
+		}
+	case b.wide && b.busy() || !b.wide && b.asked < bindWideTries:
+		return wire.BindWideSize
+	}
+	return wire.BindSize
+}
+
 // bind sends a Bind, padded while full packets are not proved on this path, and
 // says when the next is due.
 func (b *binder) bind(now time.Time) {
@@ -263,16 +313,21 @@ func (b *binder) bind(now time.Time) {
 		b.due = now.Add(bindRare)
 		return
 	}
-	size := wire.BindSize
-	if !b.full {
-		size = wire.BindPaddedSize
-	}
+	size := b.size()
 	b.counter++
-	b.sent[b.counter%uint64(len(b.sent))] = sentBind{b.counter, now, !b.full}
+	b.sent[b.counter%uint64(len(b.sent))] = sentBind{b.counter, now, size}
 	b.buf = b.keys.mac.AppendRequest(b.buf[:0], b.keys.session, b.counter, size)
+	b.tries++
+	if size == wire.BindWideSize {
+		b.asked++
+		b.due = now.Add(bindFast)
+		if !b.link.sendWide(b.buf) {
+			b.asked, b.due = bindWideTries, now // this machine cannot: no more of it on this path
+		}
+		return
+	}
 	b.link.sendBind(b.buf)
 	b.probed(now)
-	b.tries++
 	switch {
 	case b.link.bound.Load():
 		b.due = now.Add(bindSlow) // until it is answered

@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/zt-daemon/zt/auth/key"
+	"github.com/zt-daemon/zt/netstack"
 	"github.com/zt-daemon/zt/relay/wire"
 )
 
@@ -93,6 +95,7 @@ func newBinding(t *testing.T) *binding {
 	if err != nil {
 		t.Fatal(err)
 	}
+	tr.socket.Store(&openSocket{&scriptedSocket{}, make(chan struct{})})
 	k := key.NewBind()
 	x := &binding{t: t, relay: wire.NewBindMAC(k), now: time.Now(), busy: true}
 	x.heard = x.now
@@ -157,6 +160,10 @@ func TestBindTimes(t *testing.T) {
 	if !x.b.status().Bound {
 		t.Fatal("not bound after Bound")
 	}
+	if sent, _ := x.step(time.Millisecond); sent != wire.BindWideSize {
+		t.Errorf("Bind of %d bytes on a path that takes full packets, want %d", sent, wire.BindWideSize)
+	}
+	x.bound("198.51.100.1:1000")
 	at := x.now
 	for {
 		sent, err := x.step(time.Hour)
@@ -204,6 +211,7 @@ func TestBindReplies(t *testing.T) {
 	}
 	x.bound("198.51.100.1:1")
 	old := x.b.counter
+	x.step(time.Millisecond) // whether the largest packets pass
 	x.b.due = x.now
 	x.step(time.Millisecond)
 	x.b.reply(bindReply{keys: x.b.keys, typ: wire.BindBound, counter: old, observed: netip.MustParseAddrPort("198.51.100.9:9"), at: x.now})
@@ -214,6 +222,99 @@ func TestBindReplies(t *testing.T) {
 	x.bound("198.51.100.2:2")
 	if sent, _ := x.step(time.Millisecond); sent != wire.BindPaddedSize {
 		t.Errorf("Bind of %d bytes after a move, want %d", sent, wire.BindPaddedSize)
+	}
+}
+
+// Whether the largest packets pass is asked on each new path, and again with every
+// keepalive while flows are open.
+func TestBindWide(t *testing.T) {
+	const here, there = "198.51.100.1:1", "198.51.100.2:2"
+	mtu := func(x *binding, want int) {
+		t.Helper()
+		if got := x.b.link.t.MTU(); got != want || x.b.status().Wide != (want == netstack.MaxMTU) {
+			t.Errorf("overlay MTU %d, wide %v; want %d", got, x.b.status().Wide, want)
+		}
+	}
+	sizes := func(x *binding, answer int, most time.Duration) (sent []int) {
+		t.Helper()
+		for end := x.now.Add(most); x.now.Before(end); {
+			size, err := x.step(end.Sub(x.now))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if size > 0 {
+				sent = append(sent, size)
+			}
+			if size > 0 && size <= answer {
+				x.bound(here)
+			}
+			x.heard = x.now
+		}
+		return sent
+	}
+	const small, full, wide = wire.BindSize, wire.BindPaddedSize, wire.BindWideSize
+	for _, row := range []struct {
+		name   string
+		answer int // the largest Bind that passes
+		busy   bool
+		want   []int
+		mtu    int
+	}{
+		{"passes, idle", wide, false, []int{full, wide, small, small}, netstack.MaxMTU},
+		{"passes, busy", wide, true, []int{full, wide, wide, wide}, netstack.MaxMTU},
+		{"does not pass", full, true, []int{full, wide, small, wide, small, wide, small, small, small}, netstack.DefaultMTU},
+	} {
+		x := newBinding(t)
+		x.busy = row.busy
+		if got := sizes(x, row.answer, 50*time.Second); !slices.Equal(got, row.want) {
+			t.Errorf("%s: Binds of %v bytes, want %v", row.name, got, row.want)
+		}
+		mtu(x, row.mtu)
+	}
+
+	x := newBinding(t)
+	sizes(x, wide, time.Second)
+	if got, want := sizes(x, full, 25*time.Second), []int{wide, small, wide, small, wide, small, wide, small}; !slices.Equal(got, want) {
+		t.Errorf("on a path that shrank: Binds of %v bytes, want %v", got, want)
+	}
+	mtu(x, netstack.DefaultMTU)
+	x.b.restart(x.now)
+	sizes(x, wide, 5*time.Second)
+	mtu(x, netstack.MaxMTU)
+	x.busy = false
+	sizes(x, 0, bindKeepalive)
+	x.bound(there) // in answer to a small one
+	mtu(x, netstack.DefaultMTU)
+}
+
+// A device may send as much as the path of every relay takes that it may use.
+func TestTransportMTU(t *testing.T) {
+	tr, err := NewTransport(TransportConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes := 0
+	tr.WatchMTU(func() { changes++ })
+	a, b := attached(tr), attached(tr)
+	for i, row := range []struct {
+		change func()
+		want   int
+	}{
+		{func() { a.setBound(true) }, netstack.DefaultMTU},
+		{func() { a.setWide(true) }, netstack.MaxMTU},
+		{func() { b.setBound(true) }, netstack.DefaultMTU},
+		{func() { b.setWide(true) }, netstack.MaxMTU},
+		{func() { a.setBound(false) }, netstack.MaxMTU},
+		{func() { b.setBound(false) }, netstack.MaxMTU}, // nothing passes, nothing is learnt
+		{func() { a.setWide(false); a.setBound(true) }, netstack.DefaultMTU},
+	} {
+		row.change()
+		if got := tr.MTU(); got != row.want {
+			t.Errorf("step %d: %d, want %d", i, got, row.want)
+		}
+	}
+	if changes != 4 {
+		t.Errorf("told of %d changes, want 4", changes)
 	}
 }
 

@@ -13,7 +13,8 @@ func (t *Transport) Join(peer key.WireGuardPublic, remote netip.AddrPort, channe
 	l := t.newLink()
 	l.remote.Store(&remote)
 	l.setUp(true)
-	l.setBound(true)
 	t.attach(l)
+	l.wide.Store(true)
+	l.setBound(true)
 	t.addHop(&hop{link: l, channel: channel, peer: peer})
 }

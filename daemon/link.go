@@ -17,6 +17,7 @@ type link struct {
 	keys     atomic.Pointer[linkKeys]       // nil: no session
 	up       atomic.Bool                    // the session is admitted
 	bound    atomic.Bool                    // the relay takes packets from our address
+	wide     atomic.Bool                    // the largest packets pass
 
 	// When a packet was first sent after the last one was heard, in nanoseconds
 	// after t.start; 0: what was sent was answered. Only the first send reads a clock.
@@ -83,6 +84,13 @@ func (l *link) setBound(bound bool) {
 	} else {
 		l.t.metrics.bound.Dec()
 	}
+	l.t.measure()
+}
+
+func (l *link) setWide(wide bool) {
+	if l.wide.Swap(wide) != wide {
+		l.t.measure()
+	}
 }
 
 func (l *link) setUp(up bool) {
@@ -147,6 +155,13 @@ func (t *Transport) acceptBind(b []byte, now time.Time) {
 		return
 	}
 	t.metrics.dropped.add(dropBindTag, 1)
+}
+
+// sendWide sends a bind message of BindWideSize in one piece, and reports
+// whether this machine could.
+func (l *link) sendWide(b []byte) bool {
+	s, remote := l.t.socket.Load(), l.remote.Load()
+	return s != nil && remote != nil && s.writeWhole(b, *remote) == nil
 }
 
 // sendBind sends one bind message to the link's relay.

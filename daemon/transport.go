@@ -61,6 +61,8 @@ type Transport struct {
 	mu     sync.Mutex // guards writes of the fields below
 	socket atomic.Pointer[openSocket]
 	links  atomic.Pointer[[]*link]
+	mtu    atomic.Int32                        // see MTU
+	sized  atomic.Pointer[func()]              // is told of changes of mtu; nil: nobody
 	routes shards[key.WireGuardPublic, []*hop] // newest first
 }
 
@@ -81,6 +83,9 @@ type socket interface {
 	train(i int) (b []byte, segment int, from netip.AddrPort)
 	// write sends packets, in order, to one address.
 	write(packets [][]byte, to netip.AddrPort) error
+	// writeWhole sends one packet that no router may cut in two. It returns
+	// errors.ErrUnsupported where the system cannot promise that.
+	writeWhole(packet []byte, to netip.AddrPort) error
 	// offload says whether packets travel to and from the kernel in trains.
 	offload() (send, receive bool)
 	// wakeAt has read return os.ErrDeadlineExceeded at t; never, if t is zero.
@@ -98,6 +103,7 @@ func NewTransport(cfg TransportConfig) (*Transport, error) {
 	}
 	t := &Transport{cfg: cfg, log: cfg.Log, start: time.Now()}
 	t.links.Store(new([]*link))
+	t.mtu.Store(netstack.DefaultMTU)
 	var err error
 	if t.metrics, err = newTransportMetrics(cfg.Metrics); err != nil {
 		return nil, fmt.Errorf("transport metrics: %w", err)
@@ -174,6 +180,39 @@ func (t *Transport) Rebind() {
 	}
 	for _, l := range *t.links.Load() {
 		notify(l.rebind)
+	}
+}
+
+// MTU implements netstack.Measurer: what every relay's path takes on which
+// packets pass now, or did when any last did.
+func (t *Transport) MTU() int { return int(t.mtu.Load()) }
+
+// WatchMTU implements netstack.Measurer.
+func (t *Transport) WatchMTU(changed func()) {
+	if changed == nil {
+		t.sized.Store(nil)
+	} else {
+		t.sized.Store(&changed)
+	}
+}
+
+// measure looks at the paths again.
+func (t *Transport) measure() {
+	mtu := 0
+	for _, l := range *t.links.Load() {
+		switch {
+		case !l.bound.Load():
+		case !l.wide.Load():
+			mtu = netstack.DefaultMTU
+		case mtu == 0:
+			mtu = netstack.MaxMTU
+		}
+	}
+	if mtu == 0 || int(t.mtu.Swap(int32(mtu))) == mtu {
+		return
+	}
+	if changed := t.sized.Load(); changed != nil {
+		(*changed)()
 	}
 }
 

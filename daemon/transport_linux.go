@@ -262,6 +262,29 @@ func (s *offloadSocket) write(packets [][]byte, to netip.AddrPort) error {
 	return first
 }
 
+// writeWhole sends one packet with "don't fragment" and whatever the kernel
+// believes of the path (ip(7), IP_PMTUDISC_PROBE). What others send meanwhile goes
+// the same way, which does it no harm.
+func (s *offloadSocket) writeWhole(packet []byte, to netip.AddrPort) error {
+	if err := s.discover(unix.IP_PMTUDISC_PROBE); err != nil {
+		return err
+	}
+	defer s.discover(unix.IP_PMTUDISC_WANT) // the default
+	return s.write([][]byte{packet}, to)
+}
+
+func (s *offloadSocket) discover(how int) (err error) {
+	if e := s.raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, how)
+		if s.v6 && err == nil {
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, how) // the same numbers
+		}
+	}); e != nil {
+		return e
+	}
+	return err
+}
+
 // noSegmentation reports whether err means that the path cannot take trains: EIO
 // from a device without checksum offload, EINVAL where a segment and its headers
 // exceed the route's MTU (udp(7)).

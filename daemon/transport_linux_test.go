@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/zt-daemon/zt/auth/key"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestTrainLength(t *testing.T) {
@@ -184,4 +186,32 @@ func trainTransport(t *testing.T, relay netip.AddrPort) (*Transport, key.WireGua
 	peer := peerOf("c1")
 	tr.addHop(&hop{l, 5, peer})
 	return tr, peer
+}
+
+// What must arrive in one piece is not sent in two: not beyond the link's MTU,
+// where an ordinary packet is.
+func TestWriteWhole(t *testing.T) {
+	checkLeaks(t)
+	for _, network := range []string{"udp4", "udp6"} {
+		c, addr := relaySocket(t, network)
+		s, err := listenUDP(netip.AddrPort{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.close()
+		const mtu = 65536 // of the loopback
+		if err := s.writeWhole(packet(mtu-200, 1), addr); err != nil {
+			t.Errorf("%s: %v", network, err)
+		}
+		if n, err := c.Read(make([]byte, mtu)); n != mtu-200 || err != nil {
+			t.Errorf("%s: read %d, %v", network, n, err)
+		}
+		how := 0
+		s.(*offloadSocket).raw.Control(func(fd uintptr) {
+			how, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER)
+		})
+		if how != unix.IP_PMTUDISC_WANT || err != nil {
+			t.Errorf("%s: afterwards the socket discovers MTUs by %d, %v", network, how, err)
+		}
+	}
 }

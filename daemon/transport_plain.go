@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"time"
@@ -42,6 +43,8 @@ func (s *plainSocket) write(packets [][]byte, to netip.AddrPort) error {
 	}
 	return nil
 }
+
+func (s *plainSocket) writeWhole([]byte, netip.AddrPort) error { return errors.ErrUnsupported }
 
 func (s *plainSocket) offload() (send, receive bool) { return false, false }
 func (s *plainSocket) relearn()                      {}

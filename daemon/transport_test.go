@@ -325,6 +325,7 @@ func (s *scriptedSocket) read() (int, error) {
 }
 func (s *scriptedSocket) train(int) ([]byte, int, netip.AddrPort) { return s.data, s.segment, s.from }
 func (s *scriptedSocket) write([][]byte, netip.AddrPort) error    { return nil }
+func (s *scriptedSocket) writeWhole([]byte, netip.AddrPort) error { return nil }
 func (s *scriptedSocket) offload() (bool, bool)                   { return false, false }
 func (s *scriptedSocket) relearn()                                {}
 func (s *scriptedSocket) local() netip.AddrPort                   { return netip.AddrPort{} }

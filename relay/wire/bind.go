@@ -44,6 +44,9 @@ const (
 	// BindPaddedSize is the length of a Bind on a new path: a full packet of the
 	// overlay MTU, so that it also proves that those pass.
 	BindPaddedSize = 1312
+	// BindWideSize is the length of a Bind that asks whether the largest packets
+	// pass, those of an overlay MTU of 1,420.
+	BindWideSize = 1452
 	// What a relay answers is shorter than what draws it.
 	challengeSize = bindHeader + CookieLen + bindTag
 	boundSize     = bindHeader + 18 + bindTag
@@ -56,7 +59,7 @@ func IsBind(b []byte) bool {
 	}
 	switch BindType(b[0]) {
 	case BindRequest:
-		return len(b) >= BindSize && len(b) <= BindPaddedSize
+		return len(b) >= BindSize && len(b) <= BindWideSize
 	case BindChallenge:
 		return len(b) == challengeSize
 	case BindAnswer:
@@ -115,7 +118,7 @@ func (m *BindMAC) tag(b []byte) []byte {
 	return m.h.Sum(m.sum[:0])
 }
 
-// AppendRequest appends a Bind of size bytes, BindSize to BindPaddedSize.
+// AppendRequest appends a Bind of size bytes, BindSize to BindWideSize.
 func (m *BindMAC) AppendRequest(dst []byte, session, counter uint64, size int) []byte {
 	return m.append(dst, BindRequest, session, counter, nil, size)
 }
