@@ -41,7 +41,7 @@ func (c *clusterAccess) requestAccess(ctx context.Context, length time.Duration,
 		}
 		if refused, ok := errors.AsType[*RefusedError](err); ok && auth.Reason(refused.Reason) == auth.ReasonRequested {
 			c.m.log.Info("access requested", "cluster", c.name, "relay", s.relay.URL)
-			return AccessRequestResult{Detail: printable(refused.Detail), Hint: refused.Hint()}, nil
+			return AccessRequestResult{Detail: printable(refused.Detail)}, nil
 		}
 		if isRefused(err) && AsLocalError(err).Kind == KindDenied {
 			break // another relay would pass on the same answer

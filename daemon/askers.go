@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/zt-daemon/zt/auth"
-	"github.com/zt-daemon/zt/daemon/kube"
 )
 
 const (
@@ -15,18 +14,6 @@ const (
 	accessRequestInterval = time.Hour
 	// maxAskers bounds the persons who are remembered; the oldest goes first.
 	maxAskers = 4096
-)
-
-// Of an Event about a request for access. The texts are the person's: whoever
-// reads them must not take them for more.
-const (
-	EventAccessRequested = "AccessRequested" // its reason
-
-	AccessRequestIssuer  = "access.zt-daemon.io/issuer"  // annotations
-	AccessRequestSubject = "access.zt-daemon.io/subject" // the uid: what an AccessGrant calls subject
-	AccessRequestName    = "access.zt-daemon.io/name"    // for people
-	AccessRequestFor     = "access.zt-daemon.io/for"     // a duration such as 1h30m
-	AccessRequestReason  = "access.zt-daemon.io/reason"
 )
 
 // requestableReasons are the refusals that an AccessGrant would end.
@@ -87,7 +74,7 @@ func (n *Node) accessRequested(id *auth.Identity, o EdgeOffer, refused *auth.Ref
 	}
 	told := &auth.RefusedError{Reason: auth.ReasonRequested, HintText: fmt.Sprintf("an opener sees it with `zt-daemon requests %s`", n.files.settings.Cluster)}
 	if n.kube == nil {
-		told.HintText = "tell an opener: outside a pod a node writes requests into its audit log alone"
+		told.Detail = "the node is in no pod: the request is in its audit log alone"
 	}
 	last, ok := n.askers.allow(id, now)
 	if !ok {
@@ -95,17 +82,8 @@ func (n *Node) accessRequested(id *auth.Identity, o EdgeOffer, refused *auth.Ref
 			auth.Duration(now.Sub(last).Round(time.Second)), auth.Duration(last.Add(accessRequestInterval).Sub(now).Round(time.Second)))
 		return told
 	}
-	length := auth.Duration(r.For).String()
 	n.audit.write(AuditEvent{Event: "access_requested", Seconds: r.For.Seconds(), Reason: string(refused.Reason), Detail: r.Reason}.who(id).on(o.ID))
 	n.log.Info("access requested", "edge", o.ID, "subject", id, "dur", r.For, "reason", r.Reason)
-	n.recordEvent(kube.Event{
-		Reason:  EventAccessRequested,
-		Message: fmt.Sprintf("%s asks for access for %s: %s", id, length, r.Reason),
-		Annotations: map[string]string{
-			AccessRequestIssuer: id.Issuer, AccessRequestSubject: id.UID, AccessRequestName: id.String(),
-			AccessRequestFor: length, AccessRequestReason: r.Reason,
-		},
-		Shared: id.Issuer + "\x00" + id.UID, Update: true, // one Event for each person, whichever node they met
-	})
+	n.recordEvent(AccessEvent{Name: id.String(), Issuer: id.Issuer, Subject: id.UID, For: auth.Duration(r.For), Reason: r.Reason}.event())
 	return told
 }

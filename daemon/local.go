@@ -159,10 +159,8 @@ type AccessRequest struct {
 
 // AccessRequestResult is what an access request came to.
 type AccessRequestResult struct {
-	Admitted bool `json:"admitted"` // there is nothing to ask for
-	// Detail and Hint are the node's words; they may be empty.
-	Detail string `json:"detail,omitempty"`
-	Hint   string `json:"hint,omitempty"`
+	Admitted bool   `json:"admitted"`         // there is nothing to ask for
+	Detail   string `json:"detail,omitempty"` // the node's words; may be empty
 }
 
 // What both ends of the Unix socket agree on.
