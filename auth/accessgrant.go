@@ -151,14 +151,14 @@ func (p *Policy) CheckAccessGrant(g AccessGrant) error {
 	if g.Issuer != "" && !slices.ContainsFunc(p.Issuers, func(i Issuer) bool { return i.URL == g.Issuer }) {
 		return fmt.Errorf("is of issuer %s, which is not one of the policy's", printable(g.Issuer))
 	}
-	if long, most := g.NotAfter.Sub(g.NotBefore), p.accessGrantLimit(); long > most.Std() {
+	if long, most := g.NotAfter.Sub(g.NotBefore), p.AccessGrantLimit(); long > most.Std() {
 		return fmt.Errorf("lasts for %s, and the policy allows %s", aboutDuration(long), most)
 	}
 	return nil
 }
 
-// accessGrantLimit is the longest AccessGrant that counts.
-func (p *Policy) accessGrantLimit() Duration {
+// AccessGrantLimit is the longest AccessGrant that counts.
+func (p *Policy) AccessGrantLimit() Duration {
 	if d := p.AccessGrants.MaxDuration; d != 0 {
 		return d
 	}

@@ -20,13 +20,18 @@ type PolicyError struct {
 	Line   int // counted from 1; 0 = of the whole file
 	Detail string
 	cause  error
+	file   string // what it is a fault of; empty = the policy
 }
 
 func (e *PolicyError) Error() string {
-	if e.Line == 0 {
-		return "policy: " + e.Detail
+	file := e.file
+	if file == "" {
+		file = "policy"
 	}
-	return fmt.Sprintf("policy: line %d: %s", e.Line, e.Detail)
+	if e.Line == 0 {
+		return file + ": " + e.Detail
+	}
+	return fmt.Sprintf("%s: line %d: %s", file, e.Line, e.Detail)
 }
 
 // Unwrap returns the error behind Detail, if there is one.
@@ -37,6 +42,9 @@ func (e *PolicyError) Hint() string {
 	var h interface{ Hint() string }
 	if errors.As(e.cause, &h) && h.Hint() != "" {
 		return h.Hint()
+	}
+	if e.file != "" {
+		return "mend that line"
 	}
 	return "mend that line; until then the rules that were in force before stay in force"
 }
@@ -75,14 +83,14 @@ func (l policyLines) fault(err error, name string, n int) error {
 	return e
 }
 
-var policyEntry = map[string]string{"issuers": "issuer", "openers": "opener", "rules": "rule", "deny": "deny entry"}
+var policyEntry = map[string]string{"issuers": "issuer", "openers": "opener", "rules": "rule", "deny": "deny entry", "cases": "case"}
 
-// parsePolicyYAML decodes one YAML document into p, strictly: names of fields
+// parsePolicyYAML decodes one YAML document into a struct, strictly: names of fields
 // must be exact and come once, at every depth. It reads the node tree itself, as
 // a decoder to Go values has forgotten the lines. Anchors, aliases and tags are
 // refused: a policy that a person must be able to judge has no use for them, and
 // aliases can unfold without bound.
-func parsePolicyYAML(text []byte, p *Policy) (policyLines, error) {
+func parsePolicyYAML[T any](text []byte, into *T) (policyLines, error) {
 	if len(text) > MaxPolicyBytes {
 		return policyLines{}, &PolicyError{Detail: fmt.Sprintf("%d bytes, want at most %d", len(text), MaxPolicyBytes)}
 	}
@@ -100,9 +108,9 @@ func parsePolicyYAML(text []byte, p *Policy) (policyLines, error) {
 		return policyLines{}, &PolicyError{Detail: "holds more than one YAML document"}
 	}
 	if doc.Kind != yaml.DocumentNode || len(doc.Content) != 1 || doc.Content[0].Kind != yaml.MappingNode {
-		return policyLines{}, &PolicyError{Line: 1, Detail: "is not a mapping of issuers, rules and deny"}
+		return policyLines{}, &PolicyError{Line: 1, Detail: "is not a mapping of " + policyFields(reflect.TypeFor[T]())}
 	}
-	return policyLines{doc.Content[0]}, policyDecode(doc.Content[0], reflect.ValueOf(p).Elem(), "", 0)
+	return policyLines{doc.Content[0]}, policyDecode(doc.Content[0], reflect.ValueOf(into).Elem(), "", 0)
 }
 
 // policySyntax takes the line out of the parser's text ("yaml: line 3: …").
@@ -126,7 +134,7 @@ func policyDecode(n *yaml.Node, v reflect.Value, path string, depth int) error {
 	}
 	name := path
 	if name == "" {
-		name = "the policy"
+		name = "the file"
 	}
 	switch {
 	case depth > policyMaxDepth:
@@ -223,12 +231,17 @@ func policyDecodeStruct(n *yaml.Node, v reflect.Value, path string, depth int) e
 				return policyDecode(value, v.Field(f.index), full, depth+1)
 			}
 		}
-		var known []string
-		for f := range strictFields(v.Type()) {
-			known = append(known, f.name)
-		}
-		return &PolicyError{Line: at.Line, Detail: fmt.Sprintf("unknown field %q, want one of %s", full, strings.Join(known, ", "))}
+		return &PolicyError{Line: at.Line, Detail: fmt.Sprintf("unknown field %q, want one of %s", full, policyFields(v.Type()))}
 	})
+}
+
+// policyFields are the fields that a struct has, for people.
+func policyFields(t reflect.Type) string {
+	var known []string
+	for f := range strictFields(t) {
+		known = append(known, f.name)
+	}
+	return strings.Join(known, ", ")
 }
 
 func policyDecodeMap(n *yaml.Node, v reflect.Value, path string, depth int) error {

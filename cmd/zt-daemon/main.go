@@ -90,7 +90,7 @@ func rootCommand(env *environment) *cobra.Command {
 	add(groupLaptop, loginCommand(env), logoutCommand(env), whoamiCommand(env), clustersCommand(env), statusCommand(env),
 		kubeconfigCommand(env), requestCommand(env), requestsCommand(env), credentialCommand(env), upCommand(env), downCommand(env))
 	add(groupServer, nodeCommand(env))
-	add(groupAdmin, networkCommand(env), clusterCommand(env), signerCommand(env))
+	add(groupAdmin, networkCommand(env), clusterCommand(env), policyCommand(env), signerCommand(env))
 	root.AddCommand(versionCommand(env), probeCommand(env))
 
 	return root
