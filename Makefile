@@ -1,13 +1,14 @@
 # What can be done here. Each target is one or two commands that anyone could type.
 
 GO ?= go
+VERSION = $(shell sh deploy/version.sh)
 FUZZTIME ?= 30s
 
 help: ## this list
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-8s %s\n", $$1, $$2}'
 
 build: ## static zt-relay and zt-daemon into bin/
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w' -o bin/ ./cmd/...
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w -X main.linkedVersion=$(VERSION)' -o bin/ ./cmd/...
 
 test: ## vet, and every test that needs no root, network or Kubernetes, with the race detector
 	@sh test/tools.sh go git make gcc

@@ -4,9 +4,14 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
+
+// linkedVersion is what the linker was told (-X main.linkedVersion=1.2.3), as the
+// Makefile and deploy/image do; empty otherwise.
+var linkedVersion string
 
 // buildVersion is what this program knows about itself.
 type buildVersion struct {
@@ -24,8 +29,10 @@ func programVersion() buildVersion {
 	if !ok {
 		return v
 	}
-	if m := info.Main.Version; m != "" && m != "(devel)" {
-		v.Version = m
+	if m := info.Main.Version; linkedVersion != "" {
+		v.Version = linkedVersion
+	} else if m != "" && m != "(devel)" {
+		v.Version = strings.TrimPrefix(m, "v")
 	}
 	for _, s := range info.Settings {
 		switch s.Key {

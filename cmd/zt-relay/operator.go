@@ -259,6 +259,10 @@ func auditCommand(env *environment) *cobra.Command {
 	return cmd
 }
 
+// linkedVersion is what the linker was told (-X main.linkedVersion=1.2.3); empty
+// otherwise.
+var linkedVersion string
+
 func versionCommand(env *environment) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
@@ -272,8 +276,10 @@ func versionCommand(env *environment) *cobra.Command {
 				Go       string `json:"go"`
 				Platform string `json:"platform"`
 			}{"devel", runtime.Version(), runtime.GOOS + "/" + runtime.GOARCH}
-			if info, ok := debug.ReadBuildInfo(); ok && strings.HasPrefix(info.Main.Version, "v") {
-				v.Version = info.Main.Version
+			if linkedVersion != "" {
+				v.Version = linkedVersion
+			} else if info, ok := debug.ReadBuildInfo(); ok && strings.HasPrefix(info.Main.Version, "v") {
+				v.Version = info.Main.Version[1:]
 			}
 			if output == "json" {
 				return printJSON(env.stdout, v)
