@@ -10,6 +10,10 @@ help: ## this list
 build: ## static zt-relay and zt-daemon into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w -X main.linkedVersion=$(VERSION)' -o bin/ ./cmd/...
 
+image: ## the container image and its SBOM into bin/; NAME=registry.example.com/zt-daemon names it
+	@sh test/tools.sh go git
+	$(GO) run ./deploy/image -version '$(VERSION)' $(if $(NAME),-name '$(NAME)')
+
 test: ## vet, and every test that needs no root, network or Kubernetes, with the race detector
 	@sh test/tools.sh go git make gcc
 	$(GO) vet ./... && $(GO) vet -tags e2e ./test
@@ -52,5 +56,5 @@ demo: ## the whole of it on loopback, told line by line; CHECK=1 runs unattended
 clean: ## remove what was built here; the Kubernetes build stays in your cache directory
 	rm -rf bin
 
-.PHONY: help build test lint fuzz bench swarm paths e2e demo clean
+.PHONY: help build image test lint fuzz bench swarm paths e2e demo clean
 .DEFAULT_GOAL := help
