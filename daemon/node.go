@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -554,6 +555,10 @@ func wallClock() time.Time { return time.Now().Round(0) }
 func (c HTTPConfig) issuerClient() *http.Client {
 	t := http.DefaultTransport.(*http.Transport).Clone()
 	t.Proxy = c.Proxy
+	if t.TLSClientConfig == nil {
+		t.TLSClientConfig = &tls.Config{}
+	}
+	t.TLSClientConfig.RootCAs = c.RootCAs
 	return &http.Client{Transport: t}
 }
 

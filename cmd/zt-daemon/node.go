@@ -100,6 +100,11 @@ func runNode(ctx context.Context, env *environment, metrics, audit string, cfg d
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	cfg.Metrics = registry
+	roots, err := rootCAs()
+	if err != nil {
+		return err
+	}
+	cfg.HTTP.RootCAs = roots
 	n, err := daemon.NewNode(cfg)
 	if err != nil {
 		return err
