@@ -10,7 +10,7 @@ help: ## this list
 build: ## static zt-relay and zt-daemon into bin/
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags='-s -w -X main.linkedVersion=$(VERSION)' -o bin/ ./cmd/...
 
-image: ## the container image and its SBOM into bin/; NAME=registry.example.com/zt-daemon names it
+image: ## the container image and its SBOM into bin/; NAME=NAME[:TAG] calls it something else
 	@sh test/tools.sh go git
 	$(GO) run ./deploy/image -version '$(VERSION)' $(if $(NAME),-name '$(NAME)')
 
@@ -46,7 +46,7 @@ paths: ## a flow beside kernel TCP over delay, loss and reordering (root; QUICK=
 	$(GO) run ./test/paths $(if $(QUICK),-quick)
 
 e2e: ## the whole of it in network namespaces, with a real API server and a browser (root)
-	@sh test/tools.sh go git make gcc ip nft chromium
+	@sh test/tools.sh go git make gcc ip nft chromium containerd runc
 	$(GO) test -tags e2e -count=1 -timeout 30m -json ./test | $(GO) run ./test/report -v -skips=fail
 
 demo: ## the whole of it on loopback, told line by line; CHECK=1 runs unattended, CONTEXT=name takes your own cluster

@@ -5,7 +5,7 @@
 // and git, no container engine. The same commit and Go version give the same
 // bytes, wherever the tree lies.
 //
-//	go run ./deploy/image -name registry.example.com/zt-daemon
+//	go run ./deploy/image
 package main
 
 import (
