@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-var documents = []string{"README.md", "SECURITY.md", "ARCHITECTURE.md"}
+var documents = []string{"README.md", "SECURITY.md", "ARCHITECTURE.md", "deploy/README.md"}
 
 // TestDocumentedCommands runs the help of every zt command that the documents
 // show, and looks up each flag that they show with it.
