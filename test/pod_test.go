@@ -135,6 +135,7 @@ func TestNodeInPod(t *testing.T) {
 		{"a right that is removed cuts an open watch", (*pod).rightRemoved},
 		{"a broken policy keeps the rules and says so", (*pod).brokenPolicy},
 		{"an AccessGrant opens and closes", (*pod).accessGrant},
+		{"a closed cluster is asked for, and opened", (*pod).accessRequest},
 		{"a restart of the API server", (*pod).restart},
 		{"a right to the policy that is taken away and given back", (*pod).forbidden},
 		{"no CustomResourceDefinition", (*pod).noDefinition},
@@ -393,6 +394,65 @@ func (p *pod) accessGrant() {
 		}
 		return nil
 	})
+	p.apply(p.policy)
+	p.admitted()
+}
+
+// accessRequest has alice ask, and an opener answer by the command that is printed
+// for them.
+func (p *pod) accessRequest() {
+	w, begin := p.watch(), time.Now()
+	p.apply(p.policy + "\nclosed: true\naccessGrants: {maxDuration: 1h}\n")
+	p.cut(w, begin, 5*time.Second)
+	refused := p.alice.Kubectl(p.within(30*time.Second), "--context", p.KubeContext(), "get", "namespaces")
+	if refused.OK() == nil || !strings.Contains(refused.Stderr, "the cluster is closed") || !strings.Contains(refused.Stderr, "zt-daemon request c1 --for 1h") {
+		p.t.Errorf("closed: %v", refused)
+	}
+	const reason = `disk is full: "$(touch /hacked)" it's 'EOF'`
+	for _, want := range []string{"request sent to cluster c1", "the cluster says: one is there from"} {
+		r := p.alice.ZT(p.within(30*time.Second), "request", "c1", "--for", "30m", "--reason", reason)
+		if err := r.OK(); err != nil || !strings.Contains(r.Stdout, want) {
+			p.t.Fatalf("%v, stdout %q, want %q", err, r.Stdout, want)
+		}
+	}
+	p.event("Normal", "AccessRequested", "alice@example.test asks for access for 30m: "+reason)
+
+	// The rights of openers, as deploy/README.md gives them.
+	p.kubectl("", "create", "clusterrole", "zt-opener", "--verb=get,list,watch,create,patch,delete", "--resource=accessgrants.access.zt-daemon.io")
+	p.kubectl("", "create", "clusterrolebinding", "zt-opener", "--clusterrole=zt-opener", "--group=sre")
+	p.kubectl("", "create", "role", "zt-requests", "--namespace", "zt", "--verb=get,list,watch", "--resource=events")
+	p.kubectl("", "create", "rolebinding", "zt-requests", "--namespace", "zt", "--role=zt-requests", "--group=sre")
+	carol := filepath.Join(p.t.TempDir(), "carol")
+	b, err := os.ReadFile(p.Kubernetes.Kubeconfig)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	as := strings.Replace(string(b), "client-certificate-data:", "as: carol\n    as-groups: [sre]\n    client-certificate-data:", 1)
+	if err := os.WriteFile(carol, []byte(as), 0o600); err != nil {
+		p.t.Fatal(err)
+	}
+	if who := p.kubectl("", "--kubeconfig", carol, "auth", "whoami", "-o", "jsonpath={.status.userInfo.username} {.status.userInfo.groups}"); !strings.HasPrefix(who, `carol ["sre"`) {
+		p.t.Fatalf("the opener is %s", who)
+	}
+	list := p.Admin.ZT(p.within(30*time.Second), "requests", "c1", "--kubeconfig", carol, "--context", "admin")
+	_, commands, printed := strings.Cut(list.Stdout, "\n# ")
+	if err := list.OK(); err != nil || !printed || !strings.Contains(list.Stdout, "alice@example.test  30m") {
+		p.t.Fatalf("%v: %s", err, list.Stdout)
+	}
+	applied := p.Lab.Run(p.within(30*time.Second), lab.Command{Name: "opener", Args: []string{"sh", "-ec", "# " + commands}, Env: p.Admin.Env, Dir: p.Admin.Home})
+	if err := applied.OK(); err != nil {
+		p.t.Fatalf("%v\n%s", err, commands)
+	}
+	p.admitted()
+	if got := p.kubectl("", "get", "accessgrants", "-o", `jsonpath={.items[?(@.spec.subject=="user-alice")].spec.reason}`); got != reason {
+		p.t.Errorf("the AccessGrant's reason is %q, want %q", got, reason)
+	}
+	if r := p.alice.ZT(p.within(30*time.Second), "request", "c1", "--reason", "again"); r.OK() != nil || !strings.Contains(r.Stdout, "admitted to cluster c1 already") {
+		p.t.Errorf("admitted: %v, %q", r.OK(), r.Stdout)
+	}
+	w, begin = p.watch(), time.Now()
+	p.kubectl("", "delete", "accessgrants", "--all")
+	p.cut(w, begin, 5*time.Second)
 	p.apply(p.policy)
 	p.admitted()
 }
