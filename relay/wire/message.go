@@ -40,6 +40,10 @@ const (
 	TypeEdgeClosed       Type = 0x1a // R→P: the other side gave it up
 	TypePing             Type = 0x1b // either way
 	TypePong             Type = 0x1c // either way
+	TypeNodeStatus       Type = 0x1d // N→R: how the node is
+	TypeNodesRequest     Type = 0x1e // L→R
+	TypeClusterNode      Type = 0x1f // R→L, any number of them
+	TypeEdgeMove         Type = 0x20 // R→L: ask for another edge for new flows
 )
 
 // String names the type as the specification of the messages does.
@@ -108,6 +112,14 @@ func newMessage(t Type) Message {
 		return new(Ping)
 	case TypePong:
 		return new(Pong)
+	case TypeNodeStatus:
+		return new(NodeStatus)
+	case TypeNodesRequest:
+		return new(NodesRequest)
+	case TypeClusterNode:
+		return new(ClusterNode)
+	case TypeEdgeMove:
+		return new(EdgeMove)
 	}
 	return nil
 }
@@ -117,6 +129,7 @@ const (
 	maxName   = 63  // a DNS label
 	maxReason = 63  // a name from a fixed table
 	maxText   = 512 // for people
+	maxHost   = 253 // a DNS name
 	maxAddr   = 261 // a DNS name, a colon and a port
 
 	maxAccessRequest = 1024 // package auth's AccessRequest has at most 879
@@ -135,7 +148,7 @@ func (e EdgeID) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
 // Welcome is the relay's first message.
 type Welcome struct {
 	Version  uint16
-	Features uint64
+	Features uint64   // what the relay knows beside the version
 	Session  uint64   // random; names the session in BIND
 	Bind     key.Bind // authenticates BIND; random, because the handshake hash is public
 	UDP      string   // "host:port" of the relay's UDP; empty: the URL's host and port
@@ -160,7 +173,7 @@ func (m *Welcome) parse(r *reader) {
 // Hello is a participant's first message.
 type Hello struct {
 	Version  uint16
-	Features uint64
+	Features uint64 // what the sender knows beside the version
 }
 
 func (*Hello) messageType() Type        { return TypeHello }

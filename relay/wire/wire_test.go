@@ -29,6 +29,9 @@ func messages() []Message {
 		&EdgeHold{Edge: edge, Peer: peer, Cluster: "c1"}, &EdgeKept{Edge: edge, Channel: 9}, &EdgePending{Edge: edge},
 		&EdgeRefused{Edge: edge, Reason: "revoked", Detail: "d"}, &EdgeClose{Edge: edge, Reason: "idle"},
 		&EdgeClosed{Edge: edge, Reason: "idle"}, &Ping{}, &Pong{Re: 3},
+		&NodeStatus{Flags: NodeUpstreamUp | 1<<7, Policy: PolicyBroken, Name: "zt-1", Version: "v1.2.3", Why: "line 3"}, &NodesRequest{},
+		&ClusterNode{Re: 1, Cluster: "c1", Peer: peer, Since: 2, Seen: 3, Here: 1, Status: NodeStatus{Flags: NodeDraining, Policy: PolicyAbsent, Name: "n"}},
+		&EdgeMove{Edge: edge},
 	}
 }
 
