@@ -158,7 +158,7 @@ func (s *Server) handshake(l *link, remote netip.AddrPort) (p *session, unclaime
 	l.cipher = cipher
 	p = newSession(peer, l, remote, now)
 	err = l.send(p.nextNumber(), &wire.Welcome{
-		Version: wire.Version, Session: p.id, Bind: p.bindKey, UDP: s.cfg.AdvertiseUDP, Time: uint64(now.UnixMilli()),
+		Version: wire.Version, Features: wire.FeatureNodeStatus, Session: p.id, Bind: p.bindKey, UDP: s.cfg.AdvertiseUDP, Time: uint64(now.UnixMilli()),
 	})
 	if err != nil {
 		return nil, false, err
@@ -168,12 +168,14 @@ func (s *Server) handshake(l *link, remote netip.AddrPort) (p *session, unclaime
 	if err != nil {
 		return nil, false, err
 	}
-	if hello, ok := m.(*wire.Hello); !ok || hello.Version < wire.Version {
+	hello, ok := m.(*wire.Hello)
+	if !ok || hello.Version < wire.Version {
 		why := &wire.Refused{Reason: wire.ReasonVersion, Detail: "this relay speaks version 1", Hint: "use versions of zt-daemon and zt-relay that belong together"}
 		l.send(p.nextNumber(), why)
 		l.c.Close(websocket.StatusPolicyViolation, why.Reason)
 		return nil, false, errors.New("no hello of a version that this relay speaks")
 	}
+	p.features = hello.Features
 	return p, unclaimed, nil
 }
 
@@ -283,6 +285,13 @@ func (s *Server) handle(ctx context.Context, p *session, number uint32, m wire.M
 		s.hub.hold(p, m)
 	case *wire.EdgeClose:
 		s.hub.close(p, m)
+	case *wire.NodeStatus:
+		what = "node_status"
+		if r = s.hub.nodeStatus(p, m); r == nil {
+			p.send(&wire.OK{Re: number})
+		}
+	case *wire.NodesRequest:
+		what, r = "nodes", s.sendNodes(ctx, p, number)
 	case *wire.Ping:
 		p.send(&wire.Pong{Re: number})
 	case *wire.Pong, *wire.OK:

@@ -48,7 +48,8 @@ type edge struct {
 	request  uint32    // number of the laptop's EdgeRequest
 	access   []byte    // its AccessRequest, which is the node's to read
 	offer    uint32    // number of the EdgeOffer to node.session
-	deadline time.Time // of state, unless it is edgeOpen
+	deadline time.Time // of state; zero when it is edgeOpen
+	moved    bool      // the laptop was told to ask for another
 	tried    []key.WireGuardPublic
 	declined *auth.RefusedError // by the node asked last; nil: none did
 	told     time.Time          // when the statement was issued that node knows
@@ -153,9 +154,10 @@ func (h *hub) offerLocked(e *edge) {
 	e.offer = n.send(&wire.EdgeOffer{Edge: e.id, Grant: laptop.grant.Append(nil), AccessRequest: e.access})
 }
 
-// chooseLocked picks a node which was not asked yet: one that knows an older
-// login of the laptop, whose flows there are to go on; else one that the laptop
-// has no edge with, and of those the one with the fewest edges.
+// chooseLocked picks a node which was not asked yet and is not about to stop, of
+// those that serve well if there are any: one that knows an older login of the
+// laptop, whose flows there are to go on; else one that the laptop has no edge
+// with, and of those the one with the fewest edges.
 func (h *hub) chooseLocked(e *edge) *session {
 	has := map[*session]int{}
 	for _, other := range e.laptop.session.edges {
@@ -166,10 +168,10 @@ func (h *hub) chooseLocked(e *edge) *session {
 	}
 	candidates := slices.Clone(h.nodes[e.cluster])
 	slices.SortStableFunc(candidates, func(a, b *session) int {
-		return cmp.Or(cmp.Compare(has[a], has[b]), cmp.Compare(len(a.edges), len(b.edges)))
+		return cmp.Or(cmp.Compare(a.poor(), b.poor()), cmp.Compare(has[a], has[b]), cmp.Compare(len(a.edges), len(b.edges)))
 	})
 	for _, n := range candidates {
-		if !slices.Contains(e.tried, n.key) && len(n.edges) < maxNodeEdges && n.requests.allow(h.forwarder.nanos(), offerRate) {
+		if !n.draining() && !slices.Contains(e.tried, n.key) && len(n.edges) < maxNodeEdges && n.requests.allow(h.forwarder.nanos(), offerRate) {
 			return n
 		}
 	}
@@ -386,6 +388,10 @@ func (h *hub) detachLocked(e *edge, s *session) {
 		return
 	}
 	h.unhop(other.session, other.channel)
+	if e.node.session == nil { // one that lives is back at once; the laptop's flows must not hang on one that died
+		e.state, e.deadline = edgeHeld, h.now().Add(waitForNodeBack)
+		h.waiting[e.id] = e
+	}
 }
 
 // forgetLocked takes an edge out of every table.

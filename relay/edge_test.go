@@ -171,6 +171,7 @@ func TestWaitForNode(t *testing.T) {
 	expect[*wire.EdgeOpen](node)
 	node.close()
 	w.events(EventSessionEnd, 1)
+	laptop.send(&wire.EdgeClose{Edge: id, Reason: wire.ReasonEnded})
 
 	laptop.send(&wire.EdgeRequest{Edge: newEdge(), Cluster: "c1"})
 	laptop.nothing()

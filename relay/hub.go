@@ -38,6 +38,7 @@ type hub struct {
 	logins   map[key.LoginPublic]*session
 	people   map[person]int // live sessions
 	nodes    map[string][]*session
+	gone     map[string][]clusterNode // by cluster, the last to leave at the end
 	edges    map[wire.EdgeID]*edge
 	waiting  map[wire.EdgeID]*edge // those of edges with a deadline
 	revoked  []Revocation
@@ -51,7 +52,7 @@ func newHub(f *forwarder, log *slog.Logger, now func() time.Time) *hub {
 	return &hub{
 		forwarder: f, log: log, now: now, began: now(),
 		sessions: map[key.WireGuardPublic]*session{}, logins: map[key.LoginPublic]*session{},
-		people: map[person]int{}, nodes: map[string][]*session{},
+		people: map[person]int{}, nodes: map[string][]*session{}, gone: map[string][]clusterNode{},
 		edges: map[wire.EdgeID]*edge{}, waiting: map[wire.EdgeID]*edge{}, kinds: map[string]int{},
 	}
 }
@@ -138,10 +139,12 @@ func (h *hub) admitNode(s *session, number uint32, g auth.NodeGrant, by key.Clus
 	}
 	h.enterLocked(s, kindNode)
 	s.cluster, s.node, s.nodeKey, s.expires = g.Cluster, g, by, g.Expires
+	h.returnedLocked(s)
 	h.nodes[s.cluster] = append(h.nodes[s.cluster], s)
 	h.metrics.admissions.WithLabelValues(kindNode).Inc()
 	h.audit.write(s.subject(Event{Time: h.now(), Event: EventLogin, Expires: s.expires}))
 	s.admitted(number, addr)
+	h.moveLocked(s.cluster)
 	for _, e := range h.waiting {
 		if e.state == edgeWaiting && e.cluster == s.cluster {
 			h.offerLocked(e)
@@ -214,6 +217,9 @@ func (h *hub) dropLocked(s *session, reason, detail string, refuse bool) {
 		if len(h.nodes[s.cluster]) == 0 {
 			delete(h.nodes, s.cluster)
 		}
+		if reason != wire.ReasonReplaced {
+			h.nodeLeftLocked(s)
+		}
 	} else {
 		delete(h.logins, s.identity.LoginKey)
 		who := person{s.identity.Issuer, s.identity.Subject}
@@ -273,7 +279,9 @@ type Peer struct {
 	Cluster  string              `json:"cluster,omitempty"`
 	Started  time.Time           `json:"started"`
 	Expires  time.Time           `json:"lease_expires"`
+	Seen     time.Time           `json:"last_seen"`
 	Edges    int                 `json:"edges"`
+	Node     *Node               `json:"node,omitempty"` // of a node: what it says of itself
 }
 
 func (h *hub) peers() []Peer {
@@ -283,7 +291,8 @@ func (h *hub) peers() []Peer {
 	for _, s := range h.snapshotLocked() {
 		p := Peer{
 			Session: sessionName(s.id), Kind: s.kind, Key: s.key, Remote: s.remote.String(),
-			Cluster: s.cluster, Started: s.started, Expires: s.expires, Edges: len(s.edges),
+			Cluster: s.cluster, Started: s.started, Expires: s.expires,
+			Seen: time.UnixMilli(s.heard.Load()), Edges: len(s.edges),
 		}
 		if at := s.path.Load(); at != nil {
 			p.Endpoint = at.addr.String()
@@ -292,6 +301,8 @@ func (h *hub) peers() []Peer {
 			p.Issuer, p.UID, p.Name, p.LoginKey = id.Issuer, id.UID, id.String(), id.LoginKey
 		} else {
 			p.Name = "node " + strconv.Quote(s.cluster)
+			n := s.asNode().describe()
+			p.Node = &n
 		}
 		list = append(list, p)
 	}

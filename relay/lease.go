@@ -50,7 +50,7 @@ func (h *hub) expire(now time.Time, leases bool) {
 			e.node.session.send(&wire.EdgeRefused{Edge: e.id, Reason: wire.ReasonTimeout, Detail: "no answer in " + waitForAnswer.String()})
 			h.offerLocked(e)
 		case edgeHeld:
-			h.refuseLocked(e, wire.ReasonNotHeld, "the other side did not come back in "+waitForHolder.String())
+			h.refuseLocked(e, wire.ReasonNotHeld, "the other side did not come back")
 		}
 	}
 	h.pruneRevocationsLocked(now)

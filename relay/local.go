@@ -25,7 +25,7 @@ type Status struct {
 	Started  time.Time         `json:"started"`
 	Sessions map[string]int    `json:"sessions"` // by kind
 	Edges    int               `json:"edges"`
-	Clusters map[string]int    `json:"clusters"` // nodes here, by name
+	Clusters map[string][]Node `json:"clusters"` // by name
 	Issuers  map[string]string `json:"issuers"`  // "ok", or what is wrong with its keys
 	Revoked  []Revocation      `json:"revocations"`
 }
@@ -92,7 +92,7 @@ func writeJSON(w http.ResponseWriter, code int, v any) {
 func (s *Server) Status() Status {
 	st := Status{
 		URL: s.cfg.URL, Key: s.Key(), Pin: s.Pin(), Started: s.started,
-		Sessions: map[string]int{}, Clusters: map[string]int{}, Issuers: map[string]string{}, Revoked: []Revocation{},
+		Sessions: map[string]int{}, Clusters: map[string][]Node{}, Issuers: map[string]string{}, Revoked: []Revocation{},
 	}
 	s.documents.mu.RLock()
 	if h := s.documents.head; h != nil {
@@ -100,7 +100,7 @@ func (s *Server) Status() Status {
 	}
 	for name, r := range s.documents.records {
 		if !r.Removed {
-			st.Clusters[name] = 0
+			st.Clusters[name] = []Node{}
 		}
 	}
 	s.documents.mu.RUnlock()
@@ -114,8 +114,10 @@ func (s *Server) Status() Status {
 	for kind, n := range s.hub.kinds {
 		st.Sessions[kind] = n
 	}
-	for name, nodes := range s.hub.nodes {
-		st.Clusters[name] = len(nodes)
+	for name := range st.Clusters {
+		for _, n := range s.hub.nodesLocked(name) {
+			st.Clusters[name] = append(st.Clusters[name], n.describe())
+		}
 	}
 	st.Edges = len(s.hub.edges)
 	st.Revoked = append(st.Revoked, s.hub.revoked...)

@@ -364,7 +364,7 @@ func TestLocalAndHealth(t *testing.T) {
 	}
 	var st Status
 	_, body := call(local, "GET", "/status", "")
-	if err := json.Unmarshal([]byte(body), &st); err != nil || st.Network != w.id.String() || st.Clusters["c1"] != 1 || st.Issuers[w.issuer.url] != "ok" || st.Edges != 1 {
+	if err := json.Unmarshal([]byte(body), &st); err != nil || st.Network != w.id.String() || len(st.Clusters["c1"]) != 1 || st.Issuers[w.issuer.url] != "ok" || st.Edges != 1 {
 		t.Errorf("/status: %s (%v)", body, err)
 	}
 	var peers []Peer

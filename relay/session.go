@@ -46,6 +46,8 @@ type session struct {
 	remote  netip.AddrPort      // TCP; of a proxy, if one stands between
 	started time.Time
 
+	features uint64 // of its hello
+
 	// What the packet path reads.
 	mac        *wire.BindMAC
 	path       atomic.Pointer[path] // nil: no address bound
@@ -79,6 +81,7 @@ type lease struct {
 	cluster  string         // of a node
 	node     auth.NodeGrant
 	nodeKey  key.ClusterPublic // that proved node
+	status   *wire.NodeStatus  // of a node: its newest word; nil: none yet, or an older version
 	expires  time.Time
 	edges    map[wire.EdgeID]*edge
 	channels channels

@@ -44,6 +44,7 @@ type world struct {
 	relay    *Server
 	stop     func()
 	edit     func(*Server) // before Run; may be nil
+	features uint64        // of participants' hellos
 }
 
 // newWorld starts a relay and claims it, unless unclaimed.
@@ -255,7 +256,7 @@ func (w *world) tryDial(wg key.WireGuardPrivate, network auth.NetworkID, relay k
 		return nil, err
 	}
 	p.welcome = m.(*wire.Welcome)
-	p.send(&wire.Hello{Version: wire.Version})
+	p.send(&wire.Hello{Version: wire.Version, Features: w.features})
 	rctx, quit := context.WithCancel(context.Background())
 	p.quit = quit
 	done := make(chan struct{})

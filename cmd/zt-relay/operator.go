@@ -132,7 +132,17 @@ func statusCommand(env *environment) *cobra.Command {
 			}
 			row("edges", "%d", s.Edges)
 			for _, name := range slices.Sorted(maps.Keys(s.Clusters)) {
-				row("cluster "+printable(name), "nodes here: %d", s.Clusters[name])
+				nodes := s.Clusters[name]
+				here := 0
+				for _, n := range nodes {
+					if n.Here {
+						here++
+					}
+				}
+				row("cluster "+printable(name), "nodes here: %d", here)
+				for _, n := range nodes {
+					row("  "+nodeName(n), "%s", nodeText(n, time.Now()))
+				}
 			}
 			for _, url := range slices.Sorted(maps.Keys(s.Issuers)) {
 				row("issuer "+printable(url), "%s", s.Issuers[url])
@@ -147,6 +157,40 @@ func statusCommand(env *environment) *cobra.Command {
 	return cmd
 }
 
+// nodeName is what people call a node: the name that it gave, else its key.
+func nodeName(n relay.Node) string {
+	if n.Name != "" {
+		return printable(n.Name)
+	}
+	return n.Peer.String()
+}
+
+// nodeText is what a node says of itself, and when it last did.
+func nodeText(n relay.Node, now time.Time) string {
+	parts := []string{n.Version}
+	if n.Version == "" {
+		parts[0] = "says nothing of itself"
+	}
+	if n.Policy != "" {
+		parts = append(parts, "policy "+strings.ReplaceAll(n.Policy, "_", " "))
+	}
+	if n.Upstream != "" {
+		parts = append(parts, "API server "+n.Upstream)
+	}
+	if n.Here && n.Draining {
+		parts = append(parts, "about to stop")
+	}
+	seen := "seen " + now.Sub(n.Seen).Round(time.Second).String() + " ago"
+	if !n.Here {
+		seen = "gone, " + seen
+	}
+	text := strings.Join(append(parts, seen), ", ")
+	if n.Why != "" {
+		text += ": " + n.Why
+	}
+	return text
+}
+
 func peersCommand(env *environment) *cobra.Command {
 	o := &operator{env: env}
 	cmd := &cobra.Command{
@@ -158,17 +202,24 @@ func peersCommand(env *environment) *cobra.Command {
 				return err
 			}
 			w := tabwriter.NewWriter(env.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "KIND\tWHO\tUID\tFROM\tUDP\tEDGES\tLEASE")
+			fmt.Fprintln(w, "KIND\tWHO\tUID\tFROM\tUDP\tEDGES\tLEASE\tNODE")
 			for _, p := range peers {
 				who, udp := p.Name, p.Endpoint
 				if p.Cluster != "" {
 					who = "cluster " + p.Cluster
 				}
+				node := "-"
+				if p.Node != nil {
+					node = nodeText(*p.Node, time.Now())
+					if p.Node.Name != "" {
+						node = p.Node.Name + ", " + node
+					}
+				}
 				if udp == "" {
 					udp = "-"
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\tends in %s\n", p.Kind, printable(orDash(who)), printable(orDash(p.UID)),
-					p.Remote, udp, p.Edges, time.Until(p.Expires).Round(time.Second))
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\tends in %s\t%s\n", p.Kind, printable(orDash(who)), printable(orDash(p.UID)),
+					p.Remote, udp, p.Edges, time.Until(p.Expires).Round(time.Second), printable(node))
 			}
 			return w.Flush()
 		},
