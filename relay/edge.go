@@ -51,7 +51,7 @@ type edge struct {
 	deadline time.Time // of state; zero when it is edgeOpen
 	moved    bool      // the laptop was told to ask for another
 	tried    []key.WireGuardPublic
-	declined *auth.RefusedError // by the node asked last; nil: none did
+	declined *auth.RefusedError // by the node asked last, or for one that stops; nil: none did
 	told     time.Time          // when the statement was issued that node knows
 	granted  time.Time          // when the ID token was issued that node knows
 
@@ -139,6 +139,9 @@ func (h *hub) offerLocked(e *edge) {
 	}
 	h.waiting[e.id] = e
 	if n == nil {
+		if slices.ContainsFunc(h.nodes[e.cluster], (*session).draining) {
+			e.declined = &auth.RefusedError{Reason: auth.ReasonNodeStops} // unless another comes
+		}
 		if e.state != edgeWaiting || e.deadline.IsZero() {
 			e.state, e.deadline = edgeWaiting, now.Add(waitForNode)
 		}

@@ -45,6 +45,10 @@ func (h *hub) expire(now time.Time, leases bool) {
 		}
 		switch e.state {
 		case edgeWaiting:
+			if e.declined != nil {
+				h.failLocked(e, e.declined)
+				continue
+			}
 			h.failLocked(e, refused(wire.ReasonClusterOffline, "no node of cluster "+e.cluster+" is connected to this relay", "see that the cluster's zt-daemon pods are running"))
 		case edgeOffered:
 			e.node.session.send(&wire.EdgeRefused{Edge: e.id, Reason: wire.ReasonTimeout, Detail: "no answer in " + waitForAnswer.String()})

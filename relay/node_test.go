@@ -70,6 +70,11 @@ func TestDrain(t *testing.T) {
 	laptop.nothing()
 	a.nothing()
 
+	w.skew.Add(int64(waitForNode))
+	laptop.expectRefused(string(auth.ReasonNodeStops))
+	next = newEdge()
+	laptop.send(&wire.EdgeRequest{Edge: next, Cluster: "c1"})
+
 	// One comes: the request goes there, and the laptop is told once to leave a.
 	b := w.node("c1")
 	b.consent(next)
