@@ -20,6 +20,9 @@ const (
 	edgeTimeout = 12 * time.Second
 	// handshakeTimeout is how long a dial waits before it takes the node for dead.
 	handshakeTimeout = 6 * time.Second
+	// nodePatience, and twice the round trip to the relay, is how long it waits
+	// before it tries another node: a lost SYN is sent again after a second.
+	nodePatience = 1500 * time.Millisecond
 )
 
 // clusterAccess is a laptop's way to one cluster: a loopback listener, and an
@@ -199,31 +202,52 @@ func (c *clusterAccess) prepare() {
 	c.spare = s
 }
 
-// open opens a stream, over an edge that it gets first if there is none. A node
-// that does not answer costs its edge, and another is tried once.
+// open opens a stream, over an edge that it gets first if there is none. Where a
+// node does not answer soon, another edge is asked for, once.
 func (c *clusterAccess) open(ctx context.Context) (*netstack.Conn, error) {
-	for last := false; ; last = true {
-		e, err := c.ensure(ctx)
-		if err != nil {
-			return nil, err
-		}
-		try, cancel := context.WithTimeout(ctx, handshakeTimeout)
-		conn, err := c.m.device.DialContext(try, netip.AddrPortFrom(e.addr, apiServerPort))
-		cancel()
-		if err == nil {
-			return conn, nil
-		}
-		err = fmt.Errorf("cluster %s: node %s: %w", c.name, e.addr, err)
-		if last || ctx.Err() != nil {
-			return nil, err
-		}
-		// The node may be gone, or have started anew: ask for another edge.
-		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, netstack.ErrNoPeer) {
-			c.drop(e, err)
-			continue
-		}
+	e, err := c.ensure(ctx)
+	if err != nil {
 		return nil, err
 	}
+	conn, err := c.dialNode(ctx, e, nodePatience+2*e.session.Status().Path.RTT)
+	if err == nil || ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, netstack.ErrNoPeer) {
+		return conn, err
+	}
+	// The node may be gone, have started anew, or be slow.
+	c.move(e.ID)
+	c.m.wg.Go(func() { c.buryDead(e) })
+	if e, err = c.ensure(ctx); err != nil {
+		return nil, err
+	}
+	return c.dialNode(ctx, e, handshakeTimeout)
+}
+
+func (c *clusterAccess) dialNode(ctx context.Context, e *laptopEdge, patience time.Duration) (*netstack.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	conn, err := c.m.device.DialContext(ctx, netip.AddrPortFrom(e.addr, apiServerPort))
+	if err != nil {
+		return nil, fmt.Errorf("cluster %s: node %s: %w", c.name, e.addr, err)
+	}
+	return conn, nil
+}
+
+// buryDead resets the flows with a node that does not answer at all.
+func (c *clusterAccess) buryDead(e *laptopEdge) {
+	conn, err := c.dialNode(c.m.ctx, e, handshakeTimeout)
+	if err == nil {
+		conn.Reset()
+		return
+	}
+	c.mu.Lock()
+	now := c.edge
+	c.mu.Unlock()
+	if c.m.ctx.Err() != nil || now != nil && now.Peer == e.Peer { // whoever dials there next decides
+		return
+	}
+	c.m.device.RemovePeer(e.Peer)
+	e.session.CloseEdge(c.m.ctx, e.ID, wire.ReasonEnded)
+	c.m.log.Info("node does not answer", "cluster", c.name, "edge", e.ID, "overlay_addr", e.addr, "err", err)
 }
 
 // ensure returns the edge, and has one made if there is none. Whoever comes
@@ -268,10 +292,8 @@ func (c *clusterAccess) beginLocked() *edgeAttempt {
 		c.attempt = nil
 		switch {
 		case a.err == nil:
-			if old := c.edge; old != nil && old.Peer == a.edge.Peer { // asked for again after a login
-				c.m.wg.Go(func() { old.session.CloseEdge(c.m.ctx, old.ID, wire.ReasonReplaced) })
-			}
 			c.edge = a.edge
+			c.m.wg.Go(func() { c.closeEdges(a.edge, wire.ReasonReplaced) })
 			c.setStateLocked(ClusterReady, nil)
 		case c.edge == nil:
 			c.setStateLocked(stateOf(a.err), a.err)
@@ -368,9 +390,48 @@ func (m *membership) clockOffset() time.Duration {
 	return m.offset
 }
 
-// drop gives an edge up, if it is the one in use (nil: whichever is): its flows
-// are reset and its peer is removed. why is shown from then on; nil: it was idle.
+// closeEdges gives up the other edges to the node of e; all of the cluster's, and
+// their peers, if e is nil.
+func (c *clusterAccess) closeEdges(e *laptopEdge, reason string) {
+	for _, s := range c.m.relaySessions() {
+		for _, old := range s.Edges() {
+			if old.Cluster != c.name || e != nil && (old.Peer != e.Peer || old.ID == e.ID) {
+				continue
+			}
+			if e == nil {
+				c.m.device.RemovePeer(old.Peer)
+			}
+			s.CloseEdge(c.m.ctx, old.ID, reason)
+		}
+	}
+}
+
+// move has new flows go over another edge than this one, which is left to the
+// flows that are open, if it is the one in use.
+func (c *clusterAccess) move(id wire.EdgeID) {
+	c.mu.Lock()
+	if c.edge == nil || c.edge.ID != id {
+		c.mu.Unlock()
+		return
+	}
+	e, spare := c.edge, c.spare
+	c.edge, c.spare = nil, nil
+	c.setStateLocked(ClusterIdle, nil)
+	c.mu.Unlock()
+	if spare != nil && spare.timer.Stop() {
+		spare.conn.Reset()
+	}
+	c.m.log.Info("new flows go to another node", "cluster", c.name, "edge", e.ID, "overlay_addr", e.addr)
+}
+
+// drop gives an edge up, if it is the one in use (nil: whatever edges there are):
+// its flows are reset and its peer is removed. why is shown from then on; nil: it
+// was idle.
 func (c *clusterAccess) drop(which *laptopEdge, why error) {
+	if which == nil {
+		defer c.listener.CutAll() // also what is being dialled
+		defer c.closeEdges(nil, wire.ReasonEnded)
+	}
 	c.mu.Lock()
 	e := c.edge
 	if e == nil || which != nil && which != e {
@@ -393,10 +454,9 @@ func (c *clusterAccess) drop(which *laptopEdge, why error) {
 		reason = wire.ReasonEnded
 	}
 	c.mu.Unlock()
-	cut := c.listener.CutAll()
-	c.m.device.RemovePeer(e.Peer)
+	c.m.device.RemovePeer(e.Peer) // and resets the flows with it
 	e.session.CloseEdge(c.m.ctx, e.ID, reason)
-	c.m.log.Info("edge ended", "cluster", c.name, "edge", e.ID, "flows", cut, "err", why)
+	c.m.log.Info("edge ended", "cluster", c.name, "edge", e.ID, "err", why)
 }
 
 // edgeGone is told by a session that an edge is over. An older edge to the same

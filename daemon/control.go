@@ -22,6 +22,7 @@ import (
 const (
 	maxDocuments     = 20000    // documents of one answer
 	maxDocumentBytes = 64 << 20 // and their length together
+	maxNodes         = 20000    // nodes of one answer
 )
 
 // A dialer opens control connections to one relay.
@@ -128,6 +129,7 @@ type control struct {
 type waiter struct {
 	answer chan wire.Message // takes one
 	docs   []*wire.Document
+	nodes  []*wire.ClusterNode
 	bytes  int
 }
 
@@ -167,7 +169,7 @@ func (c *control) handshake(ctx context.Context, static key.WireGuardPrivate, re
 		return &RefusedError{Relay: c.relay, Reason: wire.ReasonVersion,
 			Detail: fmt.Sprintf("relay speaks version %d, this program %d", c.welcome.Version, wire.Version)}
 	}
-	_, err = c.send(ctx, &wire.Hello{Version: wire.Version}, nil)
+	_, err = c.send(ctx, &wire.Hello{Version: wire.Version, Features: wire.FeatureNodeStatus}, nil)
 	return err
 }
 
@@ -322,6 +324,11 @@ func (c *control) readAll(ctx context.Context, other func(number uint32, m wire.
 				return err
 			}
 			continue
+		case *wire.ClusterNode:
+			if err := c.collectNode(m); err != nil {
+				return err
+			}
+			continue
 		case *wire.Refused:
 			if m.Re == 0 { // the session as a whole
 				return refusedBy(c.relay, m)
@@ -360,6 +367,23 @@ func (c *control) collect(d *wire.Document) error {
 	w.docs = append(w.docs, d)
 	return nil
 }
+
+func (c *control) collectNode(n *wire.ClusterNode) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	w := c.waiting[n.Re]
+	if w == nil {
+		return nil // nobody waits any more
+	}
+	if len(w.nodes) == maxNodes {
+		return fmt.Errorf("relay told of more than %d nodes", maxNodes)
+	}
+	w.nodes = append(w.nodes, n)
+	return nil
+}
+
+// knows reports whether the relay knows the messages of a feature.
+func (c *control) knows(feature uint64) bool { return c.welcome.Features&feature != 0 }
 
 // ended is why the connection is over, for those who waited for it.
 func (c *control) ended() error {

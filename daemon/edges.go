@@ -146,6 +146,16 @@ func (t *edgeTable) channelLocked(h *heldEdge, channel uint32) {
 	}
 }
 
+func (t *edgeTable) get(id wire.EdgeID) (Edge, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.held[id]
+	if h == nil {
+		return Edge{}, false
+	}
+	return h.Edge, true
+}
+
 // drop forgets an edge and its channel; false: it was not held.
 func (t *edgeTable) drop(id wire.EdgeID) (Edge, bool) {
 	t.mu.Lock()
@@ -327,6 +337,10 @@ func (s *Session) receive(ctx context.Context, c *control, number uint32, m wire
 		if e, ok := s.edges.drop(m.Edge); ok && h.EdgeRefused != nil {
 			err := &RefusedError{Relay: s.cfg.Relay.URL, Reason: m.Reason, Detail: m.Detail}
 			return tell(func() { h.EdgeRefused(ctx, e, err) })
+		}
+	case *wire.EdgeMove:
+		if e, ok := s.edges.get(m.Edge); ok && h.EdgeMove != nil {
+			return tell(func() { h.EdgeMove(ctx, e) })
 		}
 	case *wire.EdgeClosed:
 		if e, ok := s.edges.drop(m.Edge); ok && h.EdgeClosed != nil {

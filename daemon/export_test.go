@@ -19,3 +19,17 @@ func (l *Laptop) OpenStream(ctx context.Context, cluster string) (io.Closer, err
 
 // RaceEnabled says that the race detector slows everything down.
 const RaceEnabled = raceEnabled
+
+// DropSpare resets the stream that is kept ready for a cluster's next flow.
+func (l *Laptop) DropSpare(cluster string) {
+	for _, m := range l.all() {
+		if c := m.cluster(cluster); c != nil {
+			if conn := c.takeSpare(); conn != nil {
+				conn.Reset()
+			}
+		}
+	}
+}
+
+// Mute takes the node's UDP socket away; its sessions stay.
+func (n *Node) Mute() { n.transport.Close() }

@@ -194,10 +194,12 @@ func (l *Laptop) Status(context.Context) (Status, error) {
 }
 
 // Clusters implements LocalHandler.
-func (l *Laptop) Clusters(context.Context) ([]ClusterStatus, error) {
+func (l *Laptop) Clusters(ctx context.Context) ([]ClusterStatus, error) {
 	clusters := []ClusterStatus{}
 	for _, m := range l.all() {
-		clusters = append(clusters, m.clusterStatus()...)
+		of := m.clusterStatus()
+		m.addNodes(ctx, of)
+		clusters = append(clusters, of...)
 	}
 	return clusters, nil
 }

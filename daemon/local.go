@@ -80,6 +80,8 @@ type ClusterStatus struct {
 	CA       string        `json:"ca"` // PEM, one or more certificates
 	KeepUser bool          `json:"keepUser,omitempty"`
 	Listener ListenerStats `json:"listener"`
+	Nodes    []ClusterNode `json:"nodes,omitempty"`      // as a relay tells it; only in answer to Clusters
+	NodesErr string        `json:"nodesError,omitempty"` // why it does not
 }
 
 // Cluster states.

@@ -254,6 +254,11 @@ func (m *membership) newSession(r auth.Relay) (*Session, error) {
 			EdgeClosed: func(_ context.Context, e Edge, reason string) {
 				m.edgeGone(e, &RefusedError{Relay: r.URL, Reason: reason})
 			},
+			EdgeMove: func(_ context.Context, e Edge) {
+				if c := m.cluster(e.Cluster); c != nil {
+					c.move(e.ID)
+				}
+			},
 		},
 	})
 	return s, err
@@ -317,11 +322,16 @@ func (m *membership) renewStatements() {
 	}
 }
 
+// relaySessions returns the sessions, up or not.
+func (m *membership) relaySessions() []*memberSession {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.sessions)
+}
+
 // up returns the sessions that are up; all of them if none is.
 func (m *membership) up() []*memberSession {
-	m.mu.Lock()
-	all := slices.Clone(m.sessions)
-	m.mu.Unlock()
+	all := m.relaySessions()
 	up := slices.DeleteFunc(slices.Clone(all), func(s *memberSession) bool { return !s.Status().Up })
 	if len(up) == 0 {
 		return all

@@ -1,10 +1,15 @@
 package daemon
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 )
+
+// nodesTimeout is how long a relay may take to tell of nodes.
+const nodesTimeout = 2 * time.Second
 
 // status describes the membership; warnings are for a person.
 func (m *membership) status() (NetworkStatus, []string) {
@@ -57,6 +62,43 @@ func (m *membership) clusterStatus() []ClusterStatus {
 		}
 	}
 	return clusters
+}
+
+// addNodes adds what the relay in use tells of the clusters' nodes. People wait
+// for this, so a relay that is slow to answer tells nothing.
+func (m *membership) addNodes(ctx context.Context, clusters []ClusterStatus) {
+	if len(clusters) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, nodesTimeout)
+	defer cancel()
+	nodes, err := m.nodes(ctx)
+	for i := range clusters {
+		c := &clusters[i]
+		if err != nil {
+			c.NodesErr = err.Error()
+		}
+		for _, n := range nodes {
+			if n.Cluster == c.Name {
+				c.Nodes = append(c.Nodes, n)
+			}
+		}
+	}
+}
+
+// nodes asks the first relay that is there.
+func (m *membership) nodes(ctx context.Context) ([]ClusterNode, error) {
+	var err error
+	for _, s := range m.up() {
+		var nodes []ClusterNode
+		if nodes, err = s.Nodes(ctx); err == nil {
+			return nodes, nil
+		}
+	}
+	if err == nil {
+		err = errors.New("no relay of the network can be used")
+	}
+	return nil, err
 }
 
 // whoami is who the grant says the person is; false when nobody is logged in.

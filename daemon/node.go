@@ -53,6 +53,9 @@ type NodeConfig struct {
 	Log     *slog.Logger
 	Metrics prometheus.Registerer // nil: none
 
+	Name    string // of the pod or host, for people; default: Pod
+	Version string // of the program
+
 	// Grace is how long flows that are open when the node is to end may go on.
 	Grace time.Duration
 
@@ -107,6 +110,9 @@ type Node struct {
 func NewNode(cfg NodeConfig) (*Node, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Name == "" {
+		cfg.Name = cfg.Pod
 	}
 	files, err := readNodeFiles(cfg.Dir)
 	if err != nil {
@@ -212,6 +218,11 @@ func (n *Node) Run(ctx context.Context) error {
 func (n *Node) drain(ctx context.Context) {
 	n.stopping.Store(true)
 	n.log.Info("node stops", "grace", n.cfg.Grace)
+	select {
+	case <-n.tellRelays(): // laptops that are let go now are led to other nodes
+	case <-time.After(farewell):
+	case <-ctx.Done():
+	}
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.Grace)
 	defer cancel()
 	tick := time.NewTicker(drainTick)
@@ -429,6 +440,7 @@ func (n *Node) policyChanged() {
 		n.troubles.begin("policy", trouble{reason: reason, err: fault, exact: true})
 	}
 	n.audit.write(e)
+	n.tellRelays()
 	if fault == nil || state == nil {
 		n.reviewAll()
 	}

@@ -344,6 +344,7 @@ func (e *headError) Hint() string  { return e.fix }
 
 // upstreamChanged is told when the API server goes or comes.
 func (n *Node) upstreamChanged(err error) {
+	n.tellRelays()
 	if err != nil {
 		n.metrics.upstreamUp.Set(0)
 		n.troubles.begin("upstream", trouble{reason: "UpstreamDown", err: err})

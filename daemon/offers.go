@@ -39,6 +39,7 @@ func (n *Node) newSession(r auth.Relay) (*Session, error) {
 			},
 			EdgeClosed: func(_ context.Context, e Edge, reason string) { n.edgeGone(e, reason, "") },
 			Up: func(ctx context.Context, _ Admitted) {
+				n.offers.Go(func() { n.tellRelay(s) })
 				n.offers.Go(func() { n.fetchDocuments(ctx, s) })
 			},
 			DocumentsChanged: func(ctx context.Context) {

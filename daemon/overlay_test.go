@@ -50,6 +50,8 @@ type overlay struct {
 	node     *daemon.Node
 	grace    time.Duration // the node's
 	stopNode func()
+	nodeName string
+	nodeHTTP daemon.HTTPConfig
 	relayNow func() time.Time                         // nil: time.Now
 	relayUDP string                                   // where the relay says its UDP is; empty: where it is
 	spoil    func(o *overlay, s *daemon.NodeSettings) // changes what the node is started with
@@ -262,18 +264,18 @@ func (o *overlay) policy(who string) {
 
 func (o *overlay) startNode(wg *sync.WaitGroup) {
 	o.t.Helper()
-	cfg := daemon.NodeConfig{Dir: o.nodeDir, Audit: o.audit, Log: o.log.With("at", "node"), Grace: o.grace}
+	cfg := daemon.NodeConfig{Dir: o.nodeDir, Audit: o.audit, Log: o.log.With("at", "node"), Grace: o.grace, Name: o.nodeName, Version: "v1.2.3", HTTP: o.nodeHTTP}
 	if o.kube != nil {
 		cfg.APIServer, cfg.Account, cfg.Pod = o.kube.server.Listener.Addr().String(), o.kube.account, "zt-1"
 	}
-	var err error
-	if o.node, err = daemon.NewNode(cfg); err != nil {
+	n, err := daemon.NewNode(cfg)
+	if err != nil {
 		o.t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(o.ctx)
-	o.stopNode = stop
+	o.node, o.stopNode = n, stop
 	wg.Go(func() {
-		if err := o.node.Run(ctx); err != nil {
+		if err := n.Run(ctx); err != nil {
 			o.t.Errorf("node: %v", err)
 		}
 	})

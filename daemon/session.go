@@ -61,6 +61,7 @@ type Handler struct {
 	EdgeOpen         func(ctx context.Context, e Edge)                                // a channel is there: after an answer, or a reconnect
 	EdgeRefused      func(ctx context.Context, e Edge, err *RefusedError)             // remove the peer
 	EdgeClosed       func(ctx context.Context, e Edge, reason string)                 // the other side removed its peer: remove it here
+	EdgeMove         func(ctx context.Context, e Edge)                                // to a laptop: another node would serve new flows better
 	PeerStatement    func(ctx context.Context, peer key.WireGuardPublic, body []byte) // to a node: a laptop's newer statement
 	DocumentsChanged func(ctx context.Context)                                        // Documents would bring something new
 }
@@ -86,6 +87,8 @@ type Session struct {
 	retry  chan struct{}
 
 	edges edgeTable
+
+	telling sync.Mutex // held while the relay is told how a node is
 
 	mu     sync.Mutex // guards what follows
 	state  SessionStatus

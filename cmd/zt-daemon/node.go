@@ -59,6 +59,7 @@ func nodeCommand(env *environment) *cobra.Command {
 			return runNode(cmd.Context(), env, metrics, audit, daemon.NodeConfig{
 				Dir: dir, HTTP: daemon.HTTPConfig{Proxy: http.ProxyFromEnvironment}, Log: log, Grace: grace,
 				APIServer: apiServer(env), Pod: env.getenv("POD_NAME"), Host: env.getenv("NODE_NAME"),
+				Name: nodeName(env), Version: programVersion().Version,
 			})
 		},
 	}
@@ -72,6 +73,18 @@ func nodeCommand(env *environment) *cobra.Command {
 	}
 	addLogLevel(cmd, env, &level)
 	return cmd
+}
+
+// nodeName is what people call the node: its pod's name, or the machine's.
+func nodeName(env *environment) string {
+	if pod := env.getenv("POD_NAME"); pod != "" {
+		return pod
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return ""
+	}
+	return host
 }
 
 // apiServer is where the kubelet says the API server is; empty outside a pod.

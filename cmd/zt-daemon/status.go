@@ -69,7 +69,7 @@ func printStatus(env *environment, s daemon.Status, now time.Time) error {
 		}
 		if len(n.Clusters) > 0 {
 			fmt.Fprintln(env.stdout)
-			if err := clusterTable(env.stdout, n.Clusters, now); err != nil {
+			if err := clusterTable(env.stdout, n.Clusters, now, false); err != nil {
 				return err
 			}
 		}
