@@ -83,7 +83,7 @@ func noLeftovers(t testing.TB, path string) {
 }
 
 func TestKubeconfigMerge(t *testing.T) {
-	for _, name := range []string{"empty", "comment", "commented", "wide", "edited", "keep", "json", "crlf", "rewritten"} {
+	for _, name := range []string{"empty", "comment", "commented", "wide", "edited", "keep", "json", "crlf", "rewritten", "spaced"} {
 		t.Run(name, func(t *testing.T) {
 			in := readFile(t, "testdata/kubeconfig/"+name+".in.yaml")
 			path := tempKubeconfig(t, in)
@@ -126,6 +126,9 @@ func TestKubeconfigMerge(t *testing.T) {
 				if left.find(section, "zt-c1") != nil {
 					t.Errorf("after Remove %s still has zt-c1", section.list)
 				}
+			}
+			if got := readFile(t, path); name == "spaced" && got != in {
+				t.Errorf("after Merge and Remove it is not what it was:\n%s", got)
 			}
 		})
 	}

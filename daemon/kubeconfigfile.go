@@ -302,22 +302,47 @@ func sameMeaning(a, b *yaml.Node) bool {
 	return a.Decode(&x) == nil && b.Decode(&y) == nil && reflect.DeepEqual(x, y)
 }
 
-// encode gives the file's text in the layout it had.
+// encode gives the file's text: the one that was read, with the edit made in it,
+// or, where that does not say what is meant, another in the same layout.
 func (f *kubeFile) encode() ([]byte, error) {
 	if json.Valid(f.text) {
 		return f.encodeJSON()
 	}
-	b, err := encodeYAML(f.doc, f.layout())
+	layout := f.layout()
+	b, err := encodeYAML(f.doc, layout)
 	if err != nil {
 		return nil, err
 	}
-	if p := strings.TrimRight(f.preface, "\n"); p != "" {
+	if text, ok := f.edit(b, layout); ok {
+		b = text
+	} else if p := strings.TrimRight(f.preface, "\n"); p != "" {
 		b = append([]byte(p+"\n"), b...)
 	}
 	if f.crlf {
 		b = bytes.ReplaceAll(b, []byte("\n"), []byte("\r\n"))
 	}
 	return b, nil
+}
+
+// edit makes in the text that was read the edit that after is the outcome of.
+func (f *kubeFile) edit(after []byte, layout kubeLayout) ([]byte, bool) {
+	var doc yaml.Node
+	if yaml.Unmarshal(f.text, &doc) != nil || doc.Kind != yaml.DocumentNode {
+		return nil, false
+	}
+	before, err := encodeYAML(&doc, layout)
+	if err != nil {
+		return nil, false
+	}
+	merged, ok := mergeLines(string(f.text), string(before), string(after))
+	if !ok {
+		return nil, false
+	}
+	var again yaml.Node
+	if yaml.Unmarshal([]byte(merged), &again) != nil || again.Kind != yaml.DocumentNode || !sameMeaning(f.doc, &again) {
+		return nil, false
+	}
+	return []byte(merged), true
 }
 
 // encodeJSON keeps a kubeconfig that is JSON as JSON. A text that YAML escapes

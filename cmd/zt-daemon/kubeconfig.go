@@ -17,7 +17,7 @@ import (
 
 const kubeconfigLong = `Write your clusters into your kubeconfig, as contexts named zt-NAME.
 
-No credential is written: kubectl asks zt-daemon for one. Comments, order and
+No credential is written: kubectl asks zt-daemon for one. Comments, order, layout and
 everything that is not zt-daemon's stay as they are; entries of other tools are
 never overwritten; the current context changes only with --set-current.
 
