@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -101,7 +102,7 @@ func (m *membership) addCluster(r *auth.Record) error {
 		}
 	}
 	guard := NewGuard(m.laptop.cfg.UID)
-	c.listener, err = NewListener(ListenerConfig{Cluster: r.Name, Guard: guard.Check, Dial: c.overlayDialer, Log: m.log})
+	c.listener, err = NewListener(ListenerConfig{Cluster: r.Name, Guard: guard.Check, Dial: c.overlayDialer, Target: c.target, Log: m.log})
 	if err != nil {
 		ln.Close()
 		return err
@@ -126,6 +127,9 @@ func (c *clusterAccess) current() *auth.Record {
 	defer c.mu.Unlock()
 	return c.record
 }
+
+// target is the API server as a client of an HTTP proxy asks for it.
+func (c *clusterAccess) target() string { return net.JoinHostPort(c.current().TLSName, "443") }
 
 // take puts a newer record into force. The peer stays unless its cluster key
 // went with the old record, or the cluster itself.

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,6 +36,12 @@ const (
 		"https://github.com/zt-daemon/zt\n"
 )
 
+// How an entry leads to the cluster's port.
+const (
+	ViaListener = "listener" // server is the port; tls-server-name says whom to expect there
+	ViaProxy    = "proxy"    // server is the API server's own name, proxy-url the port
+)
+
 // KubeconfigEntry is one cluster, as kubectl shall see it: a cluster, a
 // context and a user of one name.
 type KubeconfigEntry struct {
@@ -43,6 +51,7 @@ type KubeconfigEntry struct {
 	Port    uint16 // of 127.0.0.1
 	CA      string // PEM, one or more certificates
 	TLSName string // to expect in the API server's certificate
+	Via     string // a Via… constant; empty: as in the entry there is, else ViaListener
 	Command string // path of zt-daemon; "zt-daemon" is looked up in PATH by kubectl
 	// StateDir is for a daemon whose state is not in the usual place; else empty.
 	StateDir string
@@ -78,6 +87,9 @@ func (e KubeconfigEntry) validate() error {
 	}
 	if e.Port == 0 || e.TLSName == "" || e.Command == "" {
 		return fmt.Errorf("cluster %s: port, TLS name or command is missing", e.Cluster)
+	}
+	if e.Via != "" && e.Via != ViaListener && e.Via != ViaProxy {
+		return fmt.Errorf("cluster %s: by way of %q, want %s or %s", e.Cluster, e.Via, ViaListener, ViaProxy)
 	}
 	if len(pemCertificates(e.CA)) == 0 {
 		return fmt.Errorf("cluster %s: no CA certificate", e.Cluster)
@@ -360,11 +372,18 @@ func (set *kubeFiles) put(e KubeconfigEntry) error {
 		var body *yaml.Node
 		switch s {
 		case clustersSection:
-			body = kubeMap(
+			port := "127.0.0.1:" + strconv.Itoa(int(e.Port))
+			fields := []any{
 				"certificate-authority-data", kubeText(base64.StdEncoding.EncodeToString([]byte(e.CA))),
 				"extensions", kubeList(mark),
-				"server", kubeText("https://127.0.0.1:"+strconv.Itoa(int(e.Port))),
-				"tls-server-name", kubeText(e.TLSName))
+			}
+			if e.Via == ViaProxy || e.Via == "" && scalarAt(item, "cluster", "proxy-url") != "" {
+				server := url.URL{Scheme: "https", Host: strings.TrimSuffix(net.JoinHostPort(e.TLSName, "443"), ":443")} // brackets of IPv6
+				fields = append(fields, "proxy-url", kubeText("http://"+port), "server", kubeText(server.String()))
+			} else {
+				fields = append(fields, "server", kubeText("https://"+port), "tls-server-name", kubeText(e.TLSName))
+			}
+			body = kubeMap(fields...)
 		case contextsSection:
 			body = kubeMap("cluster", kubeText(e.name()), "extensions", kubeList(mark), "user", kubeText(user))
 		case usersSection:

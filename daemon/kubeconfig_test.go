@@ -507,3 +507,37 @@ func FuzzKubeconfigMerge(f *testing.F) {
 		}
 	})
 }
+
+// TestKubeconfigVia writes the two forms, and keeps the one that was chosen when
+// another login writes the entry anew.
+func TestKubeconfigVia(t *testing.T) {
+	path := tempKubeconfig(t, "")
+	k := Kubeconfig{Files: []string{path}}
+	for _, step := range []struct{ via, tlsName, server, proxy, name string }{
+		{"", "kubernetes", "https://127.0.0.1:21000", "", "kubernetes"},
+		{ViaProxy, "kubernetes", "https://kubernetes", "http://127.0.0.1:21000", ""},
+		{"", "10.0.0.1", "https://10.0.0.1", "http://127.0.0.1:21000", ""},
+		{"", "fd00::1", "https://[fd00::1]", "http://127.0.0.1:21000", ""},
+		{ViaListener, "kubernetes", "https://127.0.0.1:21000", "", "kubernetes"},
+		{"", "kubernetes", "https://127.0.0.1:21000", "", "kubernetes"},
+	} {
+		e := testEntry(t, "c1")
+		e.Via, e.TLSName = step.via, step.tlsName
+		if _, err := k.Merge(t.Context(), []KubeconfigEntry{e}, ""); err != nil {
+			t.Fatal(err)
+		}
+		f, err := parseKubeFile(path, []byte(readFile(t, path)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := valueAt(f.find(clustersSection, "zt-c1"), "cluster")
+		if server, proxy, name := scalarAt(c, "server"), scalarAt(c, "proxy-url"), scalarAt(c, "tls-server-name"); server != step.server || proxy != step.proxy || name != step.name {
+			t.Errorf("via %q: server %q, proxy-url %q, tls-server-name %q; want %+v", step.via, server, proxy, name, step)
+		}
+	}
+	e := testEntry(t, "c1")
+	e.Via = "tunnel"
+	if _, err := k.Merge(t.Context(), []KubeconfigEntry{e}, ""); err == nil {
+		t.Error("an unknown way was accepted")
+	}
+}

@@ -30,7 +30,8 @@ const (
 // refusals use the GuardReason's text. The set is closed.
 const (
 	ListenerTooManyFlows = "too_many_flows"
-	ListenerUnreachable  = "unreachable" // Dial failed
+	ListenerUnreachable  = "unreachable"   // Dial failed
+	ListenerProxyRefused = "proxy_refused" // as an HTTP proxy it was asked for something else
 )
 
 // OverlayConn is a stream through the overlay, as netstack gives it.
@@ -46,15 +47,18 @@ type ListenerConfig struct {
 	// Guard refuses a connection with an error, a *GuardError if it can.
 	Guard func(net.Conn) error
 	// Dial opens a stream to the cluster's API server. Its errors are logged.
-	Dial        func(context.Context) (OverlayConn, error)
+	Dial func(context.Context) (OverlayConn, error)
+	// Target, the API server's "name:443", is where the listener leads a client
+	// that takes it for an HTTP proxy. nil: it is none.
+	Target      func() string
 	DialTimeout time.Duration // 0: 12 s
 	MaxFlows    int           // 0: 512
 	Log         *slog.Logger  // nil: none
 }
 
 // Listener carries TCP streams from a loopback port into the overlay: each
-// accepted connection is checked by the guard, dialled, and spliced. It reads
-// nothing of what it carries.
+// accepted connection is checked by the guard, dialled, and spliced. Of what it
+// carries it reads nothing but the request of a client of an HTTP proxy.
 type Listener struct {
 	cfg  ListenerConfig
 	slot chan struct{} // one for each flow that is being served
@@ -232,14 +236,33 @@ func (l *Listener) serve(ctx context.Context, c net.Conn) {
 		}
 	}()
 
+	var first opening
+	if l.cfg.Target != nil {
+		var err error
+		if first, err = readOpening(c, l.cfg.Target()); err != nil {
+			if refusal := (*proxyRefusal)(nil); errors.As(err, &refusal) && answerProxy(c, err) == nil {
+				l.count(c, ListenerProxyRefused, err)
+				finish(c)
+			}
+			resetConn(c) // it ended before it said anything
+			return
+		}
+	}
 	dialCtx, cancel := context.WithTimeout(ctx, l.cfg.DialTimeout)
 	o, err := l.cfg.Dial(dialCtx)
 	cancel()
 	switch {
+	case err == nil && first.proxy && answerProxy(c, nil) != nil:
+		o.Reset()
+		resetConn(c)
 	case err == nil:
+		f.early = first.rest
 		f.splice(o)
 	case ctx.Err() != nil: // cut while it was dialled
 		resetConn(c)
+	case first.proxy && answerProxy(c, err) == nil:
+		l.count(c, ListenerUnreachable, err)
+		finish(c)
 	default:
 		l.refuse(c, ListenerUnreachable, err)
 	}
@@ -247,8 +270,13 @@ func (l *Listener) serve(ctx context.Context, c net.Conn) {
 
 // refuse resets c, so that the program behind it fails at once.
 func (l *Listener) refuse(c net.Conn, reason string, err error) {
-	remote := c.RemoteAddr()
 	resetConn(c)
+	l.count(c, reason, err)
+}
+
+// count notes that c was not carried.
+func (l *Listener) count(c net.Conn, reason string, err error) {
+	remote := c.RemoteAddr()
 	l.mu.Lock()
 	l.stats.Refused[reason]++
 	n := l.stats.Refused[reason]

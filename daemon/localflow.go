@@ -32,6 +32,7 @@ type localFlow struct {
 	local net.Conn
 	since time.Time
 	cut   context.CancelFunc // ends the flow with RST to both sides; does not wait
+	early []byte             // read from local already, and the overlay's
 
 	mu      sync.Mutex // guards overlay, aborted
 	overlay OverlayConn
@@ -80,6 +81,14 @@ func (f *localFlow) splice(o OverlayConn) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		if len(f.early) > 0 {
+			if _, err := o.Write(f.early); err != nil {
+				f.abort()
+				return
+			}
+			f.sent.Add(uint64(len(f.early)))
+			f.early = nil
+		}
 		f.carry(o, f.local, &f.sent)
 	}()
 	f.carry(f.local, o, &f.received)

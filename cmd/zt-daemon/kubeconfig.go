@@ -21,6 +21,11 @@ No credential is written: kubectl asks zt-daemon for one. Comments, order, layou
 everything that is not zt-daemon's stay as they are; entries of other tools are
 never overwritten; the current context changes only with --set-current.
 
+With --via proxy the entry names the API server itself, and the port as its
+proxy-url: for clients that do not know tls-server-name. It costs a round trip on
+loopback a connection, and clients that know no proxy-url cannot use it. Both
+forms work with the same port, side by side under two --context-names.
+
 The file is the one that kubectl would use: --kubeconfig, else the list in
 KUBECONFIG, else ~/.kube/config.`
 
@@ -28,6 +33,7 @@ const kubeconfigExample = `  zt-daemon kubeconfig                      # all clu
   zt-daemon kubeconfig c1 --set-current     # this one, and use it from now on
   zt-daemon kubeconfig c1 --context-name prod
   zt-daemon kubeconfig c1 --print > c1.yaml # a file of its own
+  zt-daemon kubeconfig c1 --via proxy --context-name c1-proxy
   zt-daemon kubeconfig --remove c1`
 
 type kubeconfigOptions struct {
@@ -35,6 +41,7 @@ type kubeconfigOptions struct {
 	contextName string
 	user        string
 	network     string
+	via         string
 	print       bool
 	setCurrent  bool
 	remove      bool
@@ -81,6 +88,7 @@ func kubeconfigCommand(env *environment) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.file, "kubeconfig", "", "write this file")
+	f.StringVar(&o.via, "via", "", "listener (default), or proxy for clients that do not know tls-server-name")
 	f.BoolVar(&o.print, "print", false, "print a kubeconfig of its own instead of writing one")
 	f.BoolVar(&o.setCurrent, "set-current", false, "make the context the current one (with one NAME)")
 	f.StringVar(&o.contextName, "context-name", "", "name the context, cluster and user so (with one NAME)")
@@ -103,6 +111,9 @@ func (o kubeconfigOptions) check(names []string) error {
 		if set && len(names) != 1 {
 			return usagef("", "%s goes with exactly one NAME", flag)
 		}
+	}
+	if o.via != "" && o.via != daemon.ViaListener && o.via != daemon.ViaProxy {
+		return usagef("give --via listener or --via proxy", "--via is %q, want listener or proxy", o.via)
 	}
 	if o.remove && (o.print || o.setCurrent || o.user != "") {
 		return usagef("", "--remove goes only with --kubeconfig and --context-name")
@@ -201,7 +212,7 @@ func (w written) tell(env *environment) {
 func (o kubeconfigOptions) entries(env *environment, clusters []daemon.ClusterStatus) (entries []daemon.KubeconfigEntry, current string) {
 	for _, c := range clusters {
 		e := daemon.KubeconfigEntry{
-			Name: daemon.KubeconfigPrefix + c.Name, Cluster: c.Name, Network: c.Network, Port: c.Port, CA: c.CA, TLSName: c.TLSName,
+			Name: daemon.KubeconfigPrefix + c.Name, Cluster: c.Name, Network: c.Network, Port: c.Port, CA: c.CA, TLSName: c.TLSName, Via: o.via,
 			Command: commandPath(env), KeepUser: c.KeepUser || o.user != "", User: o.user,
 		}
 		if o.contextName != "" {
