@@ -217,6 +217,13 @@ func (s *stage) aliceKubectl(t *testing.T) {
 		t.Errorf("get pods: %q", out)
 	}
 	// What RBAC does not give stays forbidden: the API server still decides.
+	// The other form of the entry, through the same port.
+	if err := s.alice.ZT(s.within(t, 15*time.Second), "kubeconfig", canaryCluster, "--via", "proxy", "--context-name", "proxied").OK(); err != nil {
+		t.Fatal(err)
+	}
+	if r := s.alice.Kubectl(s.within(t, 30*time.Second), "--context", "proxied", "get", "namespaces"); r.Code != 0 || !strings.Contains(r.Stdout, "kube-system") {
+		t.Errorf("kubectl through the port as a proxy: %v", r)
+	}
 	r := s.alice.Kubectl(s.within(t, 30*time.Second), "--context", s.KubeContext(), "get", "secrets")
 	if r.Code == 0 || !strings.Contains(r.Stderr, "Forbidden") {
 		t.Errorf("get secrets: %v", r)
