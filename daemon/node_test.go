@@ -119,6 +119,25 @@ func TestNodeInPod(t *testing.T) {
 		alice.admitted()
 	})
 
+	t.Run("an object that loses its key is as good as deleted", func(t *testing.T) {
+		ended := alice.watch()
+		k.set(policyObject, map[string]any{"data": map[string]string{}})
+		time.Sleep(500 * time.Millisecond)
+		o.policy("groups: [developers], ports: [443]")
+		select {
+		case err := <-ended:
+			t.Errorf("the stream ended: %v", err)
+		case <-time.After(4 * time.Second):
+		}
+		k.set(policyObject, map[string]any{"data": map[string]string{}})
+		o.within(6*time.Second, "a policy that was emptied", ended)
+		k.event("PolicyMissing", "key policy.yaml of ConfigMap zt/zt-policy does not exist", "everybody is refused")
+		o.ready(false, "policy: absent")
+		o.policy("groups: [developers]")
+		o.ready(true)
+		alice.admitted()
+	})
+
 	t.Run("a cluster that is removed from the network", func(t *testing.T) {
 		o.remove()
 		k.event("RelayRefused", "the cluster was removed from the network")

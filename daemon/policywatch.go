@@ -136,8 +136,8 @@ func (w *policyWatch) readFile(ctx context.Context, dir string) {
 // policyRead is one look at a ConfigMap.
 type policyRead struct {
 	text   []byte
-	absent bool
-	err    error // it could not be read
+	absent bool  // there is no policy, which ends the one before
+	err    error // why text is none
 }
 
 // watchConfigMap follows a ConfigMap of the pod's namespace until ctx is done.
@@ -145,6 +145,7 @@ type policyRead struct {
 func (w *policyWatch) watchConfigMap(ctx context.Context, c *kube.Client, name string, health func(error)) {
 	defer w.wg.Wait()
 	where := fmt.Sprintf("ConfigMap %s/%s", c.Namespace(), name)
+	gone := &PolicyMissingError{Where: where}
 	reads := make(chan policyRead)
 	read := func(r policyRead) {
 		select {
@@ -160,15 +161,16 @@ func (w *policyWatch) watchConfigMap(ctx context.Context, c *kube.Client, name s
 			Listing: func() { there = false },
 			Listed: func() {
 				if !there {
-					read(policyRead{absent: true})
+					read(policyRead{absent: true, err: gone})
 				}
 			},
 			Changed: func(o kube.Object) {
 				there = true
 				text, err := configMapKey(o.Raw, PolicyFile)
-				read(policyRead{text: text, err: err})
+				_, missing := errors.AsType[*PolicyMissingError](err)
+				read(policyRead{text: text, absent: missing, err: err})
 			},
-			Deleted: func(kube.Object) { read(policyRead{absent: true}) },
+			Deleted: func(kube.Object) { read(policyRead{absent: true, err: gone}) },
 			Health: func(err error) {
 				health(err)
 				if err != nil && w.current() == nil {
@@ -178,6 +180,7 @@ func (w *policyWatch) watchConfigMap(ctx context.Context, c *kube.Client, name s
 		})
 	})
 	var absent <-chan time.Time
+	var why error // of absent
 	for {
 		select {
 		case <-ctx.Done():
@@ -188,9 +191,10 @@ func (w *policyWatch) watchConfigMap(ctx context.Context, c *kube.Client, name s
 				if absent == nil {
 					absent = time.After(policyGrace)
 				}
+				why = r.err
 				continue
 			case r.absent:
-				w.remove(&PolicyMissingError{Where: where})
+				w.remove(r.err)
 			case r.err != nil:
 				w.refuse(r.err)
 			default:
@@ -199,7 +203,7 @@ func (w *policyWatch) watchConfigMap(ctx context.Context, c *kube.Client, name s
 			absent = nil
 		case <-absent:
 			absent = nil
-			w.remove(&PolicyMissingError{Where: where})
+			w.remove(why)
 		}
 	}
 }
