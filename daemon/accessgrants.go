@@ -24,6 +24,8 @@ const (
 	// maxAccessGrants bounds the AccessGrants that a node holds: those that are not
 	// over.
 	maxAccessGrants = 4096
+	// maxGrantBytes bounds what is read of one, its status of many pods included.
+	maxGrantBytes = 256 << 10
 	// grantTick is how often they are held against the clock.
 	grantTick = 500 * time.Millisecond
 	// grantUseInterval is how often the status tells of an AccessGrant's use.
@@ -141,7 +143,7 @@ func (g *accessGrants) run(ctx context.Context) {
 			}
 		}
 	})
-	g.client.Watch(ctx, kube.Selection{Resource: accessGrantResource}, kube.Watcher{
+	g.client.Watch(ctx, kube.Selection{Resource: accessGrantResource, MaxBytes: maxGrantBytes}, kube.Watcher{
 		Listing: func() {
 			g.mu.Lock()
 			g.listed = make(map[string]bool)
@@ -240,8 +242,11 @@ func (g *accessGrants) take(o kube.Object) {
 		} `json:"metadata"`
 		Status grantStatus `json:"status"`
 	}
-	next := &heldGrant{uid: o.UID}
-	if next.fault = json.Unmarshal(o.Raw, &object); next.fault == nil {
+	next := &heldGrant{uid: o.UID, fault: o.Err}
+	if next.fault == nil {
+		next.fault = json.Unmarshal(o.Raw, &object)
+	}
+	if next.fault == nil {
 		next.grant, next.fault = auth.ParseAccessGrant(o.Raw)
 	}
 	next.generation = object.Metadata.Generation

@@ -166,6 +166,10 @@ func (w *policyWatch) watchConfigMap(ctx context.Context, c *kube.Client, name s
 			},
 			Changed: func(o kube.Object) {
 				there = true
+				if o.Err != nil {
+					read(policyRead{err: &PolicyBrokenError{Where: where, Kept: w.current() != nil, Err: o.Err}})
+					return
+				}
 				text, err := configMapKey(o.Raw, PolicyFile)
 				_, missing := errors.AsType[*PolicyMissingError](err)
 				read(policyRead{text: text, absent: missing, err: err})

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -14,11 +13,11 @@ import (
 )
 
 const (
-	listPage = 250 // objects asked for at once
-	// maxPage bounds the bytes of one page, maxObject those of one watch event;
-	// an API server stores no object above 3 MiB.
-	maxPage   = 32 << 20
-	maxObject = 8 << 20
+	listPage = 20 // objects asked for at once, so that a page of the largest comes in time
+	// maxObject bounds what is kept of an object where a Selection does not. It
+	// holds a ConfigMap of 1 MiB, whose quotes and line ends take two bytes here.
+	maxObject = 2 << 20
+	maxKept   = 64 << 10 // bytes of memory that stay for the next object
 
 	watchLife = 5 * time.Minute // asked of the API server, and up to half as much again
 	// watchStall ends a watch on which nothing comes: API servers send a bookmark
@@ -35,13 +34,15 @@ const (
 // Object is one object as the API server sent it.
 type Object struct {
 	Name, UID string
-	Raw       json.RawMessage // JSON; for the duration of the call
+	Raw       json.RawMessage // JSON, of metadata only what is used; for the duration of the call
+	Err       error           // why there is no Raw: a predicate of the object
 }
 
 // Selection is what a Watch follows.
 type Selection struct {
 	Resource Resource
 	Name     string // only this object; empty: all
+	MaxBytes int    // of an object; a larger one has an Err. Default 2 MiB
 }
 
 // Watcher is told what a Watch sees, one call at a time.
@@ -59,6 +60,9 @@ type Watcher struct {
 // Watch tells w of a selection's objects until ctx is done: first all, then each
 // change. It tries again for ever, with growing pauses.
 func (c *Client) Watch(ctx context.Context, s Selection, w Watcher) {
+	if s.MaxBytes == 0 {
+		s.MaxBytes = maxObject
+	}
 	r := reflector{client: c, selection: s, to: w}
 	var pause backoff
 	for ctx.Err() == nil {
@@ -129,27 +133,39 @@ func (r *reflector) page(ctx context.Context, req request) (version, more string
 		return "", "", err
 	}
 	defer resp.Body.Close()
-	var page struct {
-		Metadata struct {
-			ResourceVersion string `json:"resourceVersion"`
-			Continue        string `json:"continue"`
-		} `json:"metadata"`
-		Items []json.RawMessage `json:"items"`
-	}
-	if err := json.NewDecoder(&bounded{r: resp.Body, left: maxPage}).Decode(&page); err != nil {
+	in := newStream(resp.Body, r.selection.MaxBytes)
+	err = in.members(func(key string) error {
+		switch key {
+		case "metadata":
+			return in.members(func(key string) (err error) {
+				switch key {
+				case "resourceVersion":
+					version, err = in.word()
+				case "continue":
+					more, err = in.word()
+				default:
+					err = in.value(false)
+				}
+				return err
+			})
+		case "items":
+			return in.elements(func() error {
+				o, _, err := in.object()
+				if err == nil {
+					r.to.Changed(o)
+				}
+				return err
+			})
+		}
+		return in.value(false)
+	})
+	if err != nil {
 		return "", "", r.client.fault(req, fmt.Errorf("read the list: %w", err))
 	}
-	if page.Metadata.ResourceVersion == "" {
+	if version == "" {
 		return "", "", r.client.fault(req, errors.New("the answer is no list: it has no resource version"))
 	}
-	for _, raw := range page.Items {
-		o, _, err := parseObject(raw)
-		if err != nil {
-			return "", "", r.client.fault(req, err)
-		}
-		r.to.Changed(o)
-	}
-	return page.Metadata.ResourceVersion, page.Metadata.Continue, nil
+	return version, more, nil
 }
 
 // follow watches from version on, over as many connections as it takes, until
@@ -199,26 +215,31 @@ func (r *reflector) watch(ctx context.Context, version string) (string, error) {
 	r.health(nil)
 	stall := time.AfterFunc(watchStall, func() { cancel(errStalled) })
 	defer stall.Stop()
-	body := &bounded{r: resp.Body}
-	decoder := json.NewDecoder(body)
+	in := newStream(resp.Body, r.selection.MaxBytes)
 	for {
-		body.left = maxObject
-		var event struct {
-			Type   string          `json:"type"`
-			Object json.RawMessage `json:"object"`
+		var kind, at string
+		var o Object
+		err := in.members(func(key string) (err error) {
+			switch key {
+			case "type":
+				kind, err = in.word()
+			case "object":
+				o, at, err = in.object()
+			default:
+				err = in.value(false)
+			}
+			return err
+		})
+		if err == nil && o.Raw == nil && o.Err == nil {
+			err = errors.New("an event is about no object")
 		}
-		if err := decoder.Decode(&event); err != nil {
-			return version, err
-		}
-		stall.Reset(watchStall)
-		if event.Type == "ERROR" {
-			return version, r.watchError(req, event.Object)
-		}
-		o, at, err := parseObject(event.Object)
 		if err != nil {
 			return version, err
 		}
-		switch event.Type {
+		stall.Reset(watchStall)
+		switch kind {
+		case "ERROR":
+			return version, r.watchError(req, o.Raw)
 		case "ADDED", "MODIFIED":
 			r.to.Changed(o)
 		case "DELETED":
@@ -243,38 +264,6 @@ func (r *reflector) watchError(req request, raw json.RawMessage) error {
 		e.Message = status.Message
 	}
 	return e
-}
-
-func parseObject(raw json.RawMessage) (o Object, version string, err error) {
-	var parsed struct {
-		Metadata struct {
-			Name            string `json:"name"`
-			UID             string `json:"uid"`
-			ResourceVersion string `json:"resourceVersion"`
-		} `json:"metadata"`
-	}
-	if err := json.Unmarshal(raw, &parsed); err != nil {
-		return o, "", fmt.Errorf("read an object: %w", err)
-	}
-	m := parsed.Metadata
-	return Object{Name: m.Name, UID: m.UID, Raw: raw}, m.ResourceVersion, nil
-}
-
-// bounded reads at most left bytes.
-type bounded struct {
-	r    io.Reader
-	left int
-}
-
-var errTooLarge = errors.New("more bytes than are read")
-
-func (b *bounded) Read(p []byte) (int, error) {
-	if b.left <= 0 {
-		return 0, errTooLarge
-	}
-	n, err := b.r.Read(p[:min(len(p), b.left)])
-	b.left -= n
-	return n, err
 }
 
 // backoff is the pause before the next attempt; zero before the first fault.

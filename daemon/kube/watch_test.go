@@ -99,7 +99,13 @@ func seen(log *[]string) Watcher {
 	return Watcher{
 		Listing: func() { add("listing") },
 		Listed:  func() { add("listed") },
-		Changed: func(o Object) { add("changed %s", o.Name) },
+		Changed: func(o Object) {
+			if o.Err != nil {
+				add("changed %s: %v", o.Name, o.Err)
+				return
+			}
+			add("changed %s", o.Name)
+		},
 		Deleted: func(o Object) { add("deleted %s", o.Name) },
 		Health:  func(err error) { add("health %v", err) },
 	}
@@ -124,6 +130,7 @@ func event(kind, object string) string {
 func TestWatch(t *testing.T) {
 	away := step{err: errors.New("connection refused")}
 	open := func(events ...string) step { return step{code: 200, body: strings.Join(events, ""), open: true} }
+	large := `{"metadata":{"name":"large","resourceVersion":"11"},"spec":"` + strings.Repeat("a", maxObject) + `"}`
 	forbidden := step{code: 403, body: `{"kind":"Status","message":"no"}`}
 	for _, tc := range []struct {
 		name  string
@@ -162,9 +169,14 @@ func TestWatch(t *testing.T) {
 			[]string{"listing", "listed", "health watch configmaps in namespace zt: the pod's service account has no right to it", "listing", "health <nil>", "listed"},
 			[]string{"list", "watch 10", "list", "watch 10"}},
 		{"no list", "", []step{{code: 200, body: "<html>"}, {code: 200, body: "{}"}, list("10", "")}, 10 * time.Second,
-			[]string{"listing", "health list configmaps in namespace zt: read the list: invalid character '<' looking for beginning of value", "listing",
+			[]string{"listing", "health list configmaps in namespace zt: read the list: invalid character '<', want '{'", "listing",
 				"health list configmaps in namespace zt: the answer is no list: it has no resource version", "listing", "health <nil>", "listed"},
 			[]string{"list", "list", "list", "watch 10"}},
+		{"objects larger than is kept", "", []step{
+			{code: 200, body: `{"items":[` + object("a", "1") + "," + large + "," + object("b", "1") + `],"kind":"List","metadata":{"resourceVersion":"10"}}`},
+			open(event("MODIFIED", large), event("ADDED", object("c", "12")))}, watchStall + time.Second,
+			[]string{"listing", "changed a", "changed large: is larger than 2097152 bytes", "changed b", "listed", "changed large: is larger than 2097152 bytes", "changed c"},
+			[]string{"list", "watch 10", "watch 12"}},
 		{"an event without end", "", []step{list("10", ""), {code: 200, body: `{"type":"ADDED","object":{"x":"` + strings.Repeat("a", maxObject)}}, 10 * time.Second,
 			[]string{"listing", "listed"}, []string{"list", "watch 10", "watch 10"}},
 	} {
