@@ -26,8 +26,10 @@ const (
 	maxAccessGrants = 4096
 	// maxGrantBytes bounds what is read of one, its status of many pods included.
 	maxGrantBytes = 256 << 10
-	// grantTick is how often they are held against the clock.
-	grantTick = 500 * time.Millisecond
+	// grantTick is how often they are held against the clock, grantPause the least
+	// time between two such looks: each may decide about every laptop again.
+	grantTick  = 500 * time.Millisecond
+	grantPause = 200 * time.Millisecond
 	// grantUseInterval is how often the status tells of an AccessGrant's use.
 	grantUseInterval = 30 * time.Second
 	// grantSpread is over what time a cluster's nodes spread the writing of what all
@@ -67,6 +69,7 @@ type accessGrants struct {
 	writing func(error) // the same of statuses
 	// changed is told when a right may have begun or ended.
 	changed func()
+	stirred chan struct{} // look before the next tick
 
 	current atomic.Pointer[[]auth.AccessGrant] // those that can be read
 
@@ -74,6 +77,7 @@ type accessGrants struct {
 	held    map[string]*heldGrant
 	listed  map[string]bool // names told in the list under way; nil: none is
 	ignored int             // for want of room
+	moved   bool            // current is not what held says
 }
 
 // heldGrant is one AccessGrant that is not over.
@@ -112,7 +116,7 @@ type grantEntry struct {
 }
 
 func newAccessGrants(c *kube.Client, log *slog.Logger) *accessGrants {
-	g := &accessGrants{client: c, log: log, held: make(map[string]*heldGrant)}
+	g := &accessGrants{client: c, log: log, held: make(map[string]*heldGrant), stirred: make(chan struct{}, 1)}
 	g.current.Store(new([]auth.AccessGrant))
 	return g
 }
@@ -131,18 +135,7 @@ func (g *accessGrants) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() { g.writeStatuses(ctx) })
-	wg.Go(func() {
-		tick := time.NewTicker(grantTick)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-				g.look()
-			}
-		}
-	})
+	wg.Go(func() { g.lookOn(ctx) })
 	g.client.Watch(ctx, kube.Selection{Resource: accessGrantResource, MaxBytes: maxGrantBytes}, kube.Watcher{
 		Listing: func() {
 			g.mu.Lock()
@@ -163,6 +156,34 @@ func (g *accessGrants) run(ctx context.Context) {
 			}
 		},
 	})
+}
+
+// lookOn looks each tick, and soon after something came, until ctx is done.
+func (g *accessGrants) lookOn(ctx context.Context) {
+	tick := time.NewTicker(grantTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-g.stirred:
+		}
+		if g.look() {
+			g.changed()
+		}
+		sleep(ctx, grantPause)
+	}
+}
+
+// stirLocked has what came taken into account, together with what comes within
+// the same pause.
+func (g *accessGrants) stirLocked() {
+	g.moved = true
+	select {
+	case g.stirred <- struct{}{}:
+	default:
+	}
 }
 
 // AccessGrantsUnseenError says that a node cannot follow the AccessGrants.
@@ -204,34 +225,27 @@ func (g *accessGrants) endList() {
 	for _, name := range gone {
 		g.remove(name)
 	}
-	g.look()
 }
 
 // clear drops all: what cannot be seen cannot be seen to end.
 func (g *accessGrants) clear() {
 	g.mu.Lock()
-	some := len(g.held) > 0
+	defer g.mu.Unlock()
 	clear(g.held)
-	g.publishLocked()
-	g.mu.Unlock()
-	if some {
-		g.changed()
-	}
+	g.stirLocked()
 }
 
 func (g *accessGrants) remove(name string) {
 	g.mu.Lock()
 	h := g.held[name]
-	delete(g.held, name)
-	g.publishLocked()
-	g.mu.Unlock()
-	if h == nil {
-		return
+	if h != nil {
+		delete(g.held, name)
+		g.stirLocked()
 	}
-	if h.phase == grantActive {
+	g.mu.Unlock()
+	if h != nil && h.phase == grantActive {
 		g.record(kube.Event{Reason: "AccessRevoked", Message: fmt.Sprintf("AccessGrant %s of %s was deleted: access has ended", printable(name), grantee(h.grant)), Shared: h.uid})
 	}
-	g.changed()
 }
 
 // take notes an AccessGrant as it is now.
@@ -280,19 +294,18 @@ func (g *accessGrants) take(o kube.Object) {
 		return
 	}
 	g.held[o.Name] = next
-	g.mu.Unlock()
 	if !same {
-		g.look()
-		g.changed()
+		g.stirLocked()
 	}
+	g.mu.Unlock()
 }
 
 // look holds every AccessGrant against the clock and the policy, says what began
-// and ended, and drops what is over and written.
-func (g *accessGrants) look() {
+// and ended, and drops what is over and written. It reports whether what is
+// decided by has changed.
+func (g *accessGrants) look() bool {
 	now := wallClock()
 	var said []kube.Event
-	moved := false
 	g.mu.Lock()
 	for name, h := range g.held {
 		phase, message := g.phaseOf(h, now)
@@ -305,15 +318,17 @@ func (g *accessGrants) look() {
 		first := h.phase == ""
 		h.phase, h.message = phase, message
 		h.due = now.Add(rand.N(grantSpread))
-		moved = true
+		g.moved = true
 		if !first || h.phaseAt != phase { // not what was so before this node started
 			if e, ok := grantEvent(name, h); ok {
 				said = append(said, e)
 			}
 		}
 	}
+	moved := g.moved
 	if moved {
 		g.publishLocked()
+		g.moved = false
 	}
 	if g.ignored > 0 {
 		g.log.Warn("AccessGrants ignored: there are more than a node holds", "count", g.ignored, "held", len(g.held))
@@ -323,9 +338,7 @@ func (g *accessGrants) look() {
 	for _, e := range said {
 		g.record(e)
 	}
-	if moved {
-		g.changed()
-	}
+	return moved
 }
 
 // phaseOf says what an AccessGrant is now, and why it is invalid.

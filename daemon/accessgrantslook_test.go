@@ -1,0 +1,68 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/zt-daemon/zt/auth"
+	"github.com/zt-daemon/zt/daemon/kube"
+)
+
+// grantObject is an AccessGrant as a watch tells it.
+func grantObject(name string, from, to time.Time) kube.Object {
+	return kube.Object{Name: name, UID: "uid-" + name, Raw: fmt.Appendf(nil, `{"apiVersion":%q,"kind":%q,"metadata":{"name":%q,"generation":1},"spec":{"group":"developers","reason":"r","notBefore":%q,"notAfter":%q}}`,
+		auth.AccessGrantAPI, auth.AccessGrantKind, name, from.Format(time.RFC3339), to.Format(time.RFC3339))}
+}
+
+// looking runs the looks of AccessGrants in a bubble of synctest; changes counts
+// the decisions about everybody.
+func looking(t *testing.T) (g *accessGrants, changes *int, events *[]kube.Event) {
+	t.Helper()
+	changes, events = new(int), new([]kube.Event)
+	g = newAccessGrants(new(kube.Client), slog.New(slog.DiscardHandler))
+	g.check = func(auth.AccessGrant) error { return nil }
+	g.record = func(e kube.Event) { *events = append(*events, e) }
+	g.changed = func() { *changes++ }
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); g.lookOn(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return g, changes, events
+}
+
+// TestAccessGrantsLookOnce shows that what comes together is decided about once,
+// and soon.
+func TestAccessGrantsLookOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, changes, _ := looking(t)
+		synctest.Wait()
+		for round := range 5 {
+			for n := range 100 {
+				g.take(grantObject(fmt.Sprintf("g-%d-%d", round, n), time.Now(), time.Now().Add(time.Hour)))
+			}
+			time.Sleep(grantPause / 2)
+		}
+		time.Sleep(grantPause)
+		synctest.Wait()
+		if got := len(g.all()); got != 500 || *changes < 2 || *changes > 4 {
+			t.Errorf("%d AccessGrants count after %d decisions, want 500 after 2 to 4", got, *changes)
+		}
+		before := *changes
+		time.Sleep(10 * grantTick)
+		if *changes != before {
+			t.Errorf("%d decisions while nothing changed", *changes-before)
+		}
+		for n := range 100 {
+			g.remove(fmt.Sprintf("g-0-%d", n))
+		}
+		time.Sleep(2 * grantPause)
+		synctest.Wait()
+		if got := len(g.all()); got != 400 || *changes > before+2 {
+			t.Errorf("%d AccessGrants count after %d decisions, want 400 after at most 2", got, *changes-before)
+		}
+	})
+}
