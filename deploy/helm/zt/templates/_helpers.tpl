@@ -105,6 +105,7 @@ metadata:
 spec:
   serviceAccountName: {{ include "zt.serviceAccountName" . }}
   automountServiceAccountToken: true
+  enableServiceLinks: false
   {{- with .Values.imagePullSecrets }}
   imagePullSecrets:
     {{- toYaml . | nindent 4 }}
@@ -184,6 +185,7 @@ spec:
       {{- end }}
       securityContext:
         {{- include "zt.containerSecurityContext" . | nindent 8 }}
+      terminationMessagePolicy: FallbackToLogsOnError
       volumeMounts:
         - name: zt
           mountPath: /etc/zt
