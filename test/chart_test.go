@@ -207,7 +207,8 @@ func (s *chartStage) values(t *testing.T) {
 		t.Fatalf("%d sets of values, %v", len(files), err)
 	}
 	shows := map[string][]string{
-		"daemonset":  {"kind: DaemonSet", "GOMEMLIMIT\n              value: \"120795955\"", "helm.sh/resource-policy: keep", "image: zt-daemon:0.1.0"},
+		"daemonset": {"kind: DaemonSet", "GOMEMLIMIT\n              value: \"120795955\"", "helm.sh/resource-policy: keep", "image: zt-daemon:0.1.0",
+			"enableServiceLinks: false", "terminationMessagePolicy: FallbackToLogsOnError"},
 		"deployment": {"kind: Deployment", "replicas: 2", "kind: PodDisruptionBudget", "topologyKey: kubernetes.io/hostname"},
 		"images":     {"image: images.test:5000/team/zt-daemon@sha256:e3b0c4", "imagePullPolicy: Always", "- name: pull"},
 		"names":      {"name: front-door-node", "name: front-door-key", "serviceAccountName: doorman", `"$(FRONT_DOOR_METRICS_SERVICE_HOST)"`, "app.kubernetes.io/name: door"},
@@ -471,6 +472,9 @@ func (s *chartStage) accessGrants(t *testing.T) {
 		"a port that is none":            {map[string]any{"ports": []int{0}}, "spec.ports[0]"},
 		"a port twice":                   {map[string]any{"ports": []int{443, 443}}, "Duplicate value"},
 		"no ports in the list":           {map[string]any{"ports": []int{}}, "spec.ports"},
+		"a reason of two lines":          {map[string]any{"reason": "ticket 17\nfor mallory"}, "must be one line, without control characters"},
+		"a reason with an escape":        {map[string]any{"reason": "ticket 17\x1b[2K"}, "must be one line, without control characters"},
+		"a reason in other letters":      {map[string]any{"reason": "заявка 17 – früh"}, ""},
 		"a reason of a thousand letters": {map[string]any{"reason": strings.Repeat("x", 1025)}, "Too long"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -495,6 +499,11 @@ func (s *chartStage) accessGrants(t *testing.T) {
 	if pods := s.ok(t, s.kubectl("", "get", "accessgrant", "shown", "-o", "jsonpath={.status.nodes[*].pod}")); pods != "zt-1 zt-2" {
 		t.Errorf("status is of pods %q", pods)
 	}
+	later := maps.Clone(good)
+	later["notAfter"] = "2026-01-01T17:00:00Z"
+	s.refused(t, s.kubectl(grant("shown", later), "apply", "--server-side", "--force-conflicts", "-f", "-"), "an AccessGrant stays as it was made")
+	s.ok(t, s.kubectl(grant("shown", good), "apply", "--server-side", "--force-conflicts", "-f", "-"))
+	s.ok(t, s.kubectl("", "label", "accessgrant", "shown", "team=a"))
 	table := s.ok(t, s.kubectl("", "get", "accessgrants"))
 	for _, part := range []string{"NAME", "PHASE", "SUBJECT", "GROUP", "NOT BEFORE", "NOT AFTER", "USED BY", "shown", "Active", "248289761001", "2026-01-01T18:00:00Z", "alice@example.com"} {
 		if !strings.Contains(table, part) {
