@@ -30,6 +30,9 @@ const (
 	// time between two such looks: each may decide about every laptop again.
 	grantTick  = 500 * time.Millisecond
 	grantPause = 200 * time.Millisecond
+	// grantTrust is how long AccessGrants count without a word from the API server:
+	// nobody can end one meanwhile.
+	grantTrust = 10 * time.Minute
 	// grantUseInterval is how often the status tells of an AccessGrant's use.
 	grantUseInterval = 30 * time.Second
 	// grantSpread is over what time a cluster's nodes spread the writing of what all
@@ -73,11 +76,17 @@ type accessGrants struct {
 
 	current atomic.Pointer[[]auth.AccessGrant] // those that can be read
 
+	telling sync.Mutex // held while health is told
+
 	mu      sync.Mutex // guards what follows
 	held    map[string]*heldGrant
 	listed  map[string]bool // names told in the list under way; nil: none is
 	ignored int             // for want of room
 	moved   bool            // current is not what held says
+	heard   time.Time       // when the watch was last in order; monotonic
+	unseen  error           // why it is not; nil: it is
+	blind   bool            // none counts until the watch is in order again
+	sick    bool            // what health was told last
 }
 
 // heldGrant is one AccessGrant that is not over.
@@ -116,7 +125,7 @@ type grantEntry struct {
 }
 
 func newAccessGrants(c *kube.Client, log *slog.Logger) *accessGrants {
-	g := &accessGrants{client: c, log: log, held: make(map[string]*heldGrant), stirred: make(chan struct{}, 1)}
+	g := &accessGrants{client: c, log: log, held: make(map[string]*heldGrant), stirred: make(chan struct{}, 1), heard: time.Now()}
 	g.current.Store(new([]auth.AccessGrant))
 	return g
 }
@@ -130,7 +139,8 @@ func (g *accessGrants) all() []auth.AccessGrant {
 }
 
 // run follows them until ctx is done. While the API server is away they go on
-// counting, until their end; without the right to see them none counts.
+// counting, to their end or for grantTrust; without the right to see them none
+// counts.
 func (g *accessGrants) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -145,16 +155,8 @@ func (g *accessGrants) run(ctx context.Context) {
 		Listed:  g.endList,
 		Changed: g.take,
 		Deleted: func(o kube.Object) { g.remove(o.Name) },
-		Health: func(err error) {
-			if err == nil {
-				g.health(nil)
-				return
-			}
-			g.health(&AccessGrantsUnseenError{err})
-			if errors.Is(err, kube.ErrForbidden) || errors.Is(err, kube.ErrNotFound) {
-				g.clear()
-			}
-		},
+		Health:  g.watched,
+		Heard:   g.hear,
 	})
 }
 
@@ -168,6 +170,9 @@ func (g *accessGrants) lookOn(ctx context.Context) {
 			return
 		case <-tick.C:
 		case <-g.stirred:
+		}
+		if g.outOfTrust() {
+			g.tellHealth()
 		}
 		if g.look() {
 			g.changed()
@@ -187,13 +192,19 @@ func (g *accessGrants) stirLocked() {
 }
 
 // AccessGrantsUnseenError says that a node cannot follow the AccessGrants.
-type AccessGrantsUnseenError struct{ Err error }
+type AccessGrantsUnseenError struct {
+	Over bool // the API server was silent for grantTrust
+	Err  error
+}
 
 func (e *AccessGrantsUnseenError) Error() string {
-	if errors.Is(e.Err, kube.ErrForbidden) || errors.Is(e.Err, kube.ErrNotFound) {
+	switch {
+	case isWatchRefused(e.Err):
 		return fmt.Sprintf("AccessGrants admit nobody: %v", e.Err)
+	case e.Over:
+		return fmt.Sprintf("AccessGrants admit nobody: for %s the API server has said nothing, and nobody could have ended one: %v", auth.Duration(grantTrust), e.Err)
 	}
-	return fmt.Sprintf("AccessGrants are not seen to change; those known count to their end: %v", e.Err)
+	return fmt.Sprintf("AccessGrants are not seen to change; those known count to their end, for %s at most: %v", auth.Duration(grantTrust), e.Err)
 }
 
 // Unwrap returns why.
@@ -227,13 +238,67 @@ func (g *accessGrants) endList() {
 	}
 }
 
-// clear drops all: what cannot be seen cannot be seen to end.
-func (g *accessGrants) clear() {
+// watched is told why the watch is not in order, or that it may be again: hear
+// says whether it is.
+func (g *accessGrants) watched(err error) {
+	g.mu.Lock()
+	g.unseen = err
+	if isWatchRefused(err) && !g.blind { // what cannot be seen cannot be seen to end
+		g.blind = true
+		g.stirLocked()
+	}
+	g.mu.Unlock()
+	if err != nil {
+		g.tellHealth()
+	}
+}
+
+// hear notes that the watch is in order.
+func (g *accessGrants) hear() {
+	g.mu.Lock()
+	sick := g.sick
+	g.heard, g.unseen = time.Now(), nil
+	if g.blind {
+		g.blind = false
+		g.stirLocked()
+	}
+	g.mu.Unlock()
+	if sick {
+		g.tellHealth()
+	}
+}
+
+// outOfTrust ends the AccessGrants that nobody could have ended, and reports
+// whether it did so just now.
+func (g *accessGrants) outOfTrust() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	clear(g.held)
-	g.stirLocked()
+	if g.blind || time.Since(g.heard) < grantTrust {
+		return false
+	}
+	g.blind, g.moved = true, true
+	return true
 }
+
+// tellHealth tells health of now. What is told last is what is.
+func (g *accessGrants) tellHealth() {
+	g.telling.Lock()
+	defer g.telling.Unlock()
+	g.mu.Lock()
+	err, over := g.unseen, time.Since(g.heard) >= grantTrust
+	if err == nil && over {
+		err = errUnheard
+	}
+	g.sick = err != nil
+	g.mu.Unlock()
+	if err != nil {
+		err = &AccessGrantsUnseenError{Over: over, Err: err}
+	}
+	g.health(err)
+}
+
+// errUnheard is a watch that neither ends nor begins.
+var errUnheard = errors.New("the watch does not begin")
 
 func (g *accessGrants) remove(name string) {
 	g.mu.Lock()
@@ -361,6 +426,10 @@ func (g *accessGrants) phaseOf(h *heldGrant, now time.Time) (phase, message stri
 // publishLocked renews what is decided by.
 func (g *accessGrants) publishLocked() {
 	all := make([]auth.AccessGrant, 0, len(g.held))
+	if g.blind {
+		g.current.Store(&all)
+		return
+	}
 	for _, name := range slices.Sorted(maps.Keys(g.held)) {
 		if h := g.held[name]; h.fault == nil && h.phase != "" { // one that does not count is told to whom it is for
 			all = append(all, h.grant)

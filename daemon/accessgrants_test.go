@@ -94,6 +94,15 @@ func TestAccessGrants(t *testing.T) {
 		alice.admitted()
 	})
 
+	t.Run("nor without the right to anything", func(t *testing.T) {
+		ended := alice.watch()
+		k.refuse("accessgrants", http.StatusUnauthorized)
+		o.within(5*time.Second, "AccessGrants of a service account that is no more", ended)
+		k.event("AccessGrantsNotWatched", "admit nobody", "does not accept the service account's token")
+		k.refuse("accessgrants", 0)
+		alice.admitted()
+	})
+
 	t.Run("while the API server is away they count", func(t *testing.T) {
 		ended := alice.watch()
 		k.refuse("accessgrants", http.StatusServiceUnavailable)

@@ -372,6 +372,12 @@ func (n *Node) upstreamTrust() (*x509.CertPool, string) {
 	return nil, host
 }
 
+// isWatchRefused reports whether an API server refuses what a watch needs, and
+// will refuse it again.
+func isWatchRefused(err error) bool {
+	return errors.Is(err, kube.ErrUnauthorized) || errors.Is(err, kube.ErrForbidden) || errors.Is(err, kube.ErrNotFound)
+}
+
 // watchTrouble makes the Health function of a watch: what is lost for a while,
 // or refused, is a trouble.
 func (n *Node) watchTrouble(what, reason, fine string) func(error) {
@@ -385,7 +391,8 @@ func (n *Node) watchTrouble(what, reason, fine string) func(error) {
 		case since.IsZero():
 			since = time.Now()
 		}
-		refused := errors.Is(err, kube.ErrForbidden) || errors.Is(err, kube.ErrNotFound)
+		unseen, ok := errors.AsType[*AccessGrantsUnseenError](err)
+		refused := isWatchRefused(err) || ok && unseen.Over
 		if refused || time.Since(since) > healthPatience {
 			n.troubles.begin(what, trouble{reason: reason, err: err, exact: refused})
 		}

@@ -12,11 +12,12 @@ import (
 
 // What errors.Is finds in an *Error.
 var (
-	ErrForbidden   = errors.New("forbidden")
-	ErrNotFound    = errors.New("not found")
-	ErrConflict    = errors.New("conflict")
-	ErrGone        = errors.New("gone")
-	ErrUnreachable = errors.New("API server unreachable")
+	ErrUnauthorized = errors.New("unauthorized")
+	ErrForbidden    = errors.New("forbidden")
+	ErrNotFound     = errors.New("not found")
+	ErrConflict     = errors.New("conflict")
+	ErrGone         = errors.New("gone")
+	ErrUnreachable  = errors.New("API server unreachable")
 )
 
 // Error is a request that the API server refused, or that did not reach it.
@@ -78,6 +79,8 @@ func (e *Error) Unwrap() error { return e.Err }
 // Is matches the sentinels.
 func (e *Error) Is(target error) bool {
 	switch target {
+	case ErrUnauthorized:
+		return e.Code == http.StatusUnauthorized
 	case ErrForbidden:
 		return e.Code == http.StatusForbidden
 	case ErrNotFound:

@@ -55,6 +55,9 @@ type Watcher struct {
 	// Health is told each change: why nothing is seen now, or nil. What was seen
 	// before is kept meanwhile.
 	Health func(error)
+	// Heard, if set, is called each time that the API server agreed to watch or
+	// told something in a watch: what was not told until then has not happened.
+	Heard func()
 }
 
 // Watch tells w of a selection's objects until ctx is done: first all, then each
@@ -96,6 +99,12 @@ func (r *reflector) health(err error) {
 		r.to.Health(err)
 	}
 	r.sick = err != nil
+}
+
+func (r *reflector) heard() {
+	if r.to.Heard != nil {
+		r.to.Heard()
+	}
 }
 
 func (r *reflector) request(verb string, query url.Values) request {
@@ -213,6 +222,7 @@ func (r *reflector) watch(ctx context.Context, version string) (string, error) {
 	}
 	defer resp.Body.Close()
 	r.health(nil)
+	r.heard()
 	stall := time.AfterFunc(watchStall, func() { cancel(errStalled) })
 	defer stall.Stop()
 	in := newStream(resp.Body, r.selection.MaxBytes)
@@ -237,6 +247,9 @@ func (r *reflector) watch(ctx context.Context, version string) (string, error) {
 			return version, err
 		}
 		stall.Reset(watchStall)
+		if kind != "ERROR" {
+			r.heard()
+		}
 		switch kind {
 		case "ERROR":
 			return version, r.watchError(req, o.Raw)
