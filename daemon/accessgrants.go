@@ -44,8 +44,14 @@ const (
 	// maxManager is how much of a pod's name goes into a field manager, of at most
 	// 128 bytes.
 	maxManager = 100
-	// grantRetry is the pause after a status that could not be written.
-	grantRetry = 10 * time.Second
+	// patchGap is the pause after a status was written. It doubles with each that
+	// could not be, up to patchGapMax.
+	patchGap    = 200 * time.Millisecond
+	patchGapMax = 10 * time.Second
+	// A status that could not be written waits so long for its next attempt, twice as
+	// long each time.
+	grantRetry    = 10 * time.Second
+	grantRetryMax = 10 * time.Minute
 )
 
 // The phases of an AccessGrant.
@@ -103,6 +109,7 @@ type heldGrant struct {
 	phaseAt string     // what the status says for all
 	pods    int        // how many it lists
 	due     time.Time  // no writing before
+	failed  int        // attempts to write, one after the other
 }
 
 type grantUse struct {
@@ -351,7 +358,7 @@ func (g *accessGrants) take(o kube.Object) {
 	}
 	same := was != nil && was.uid == next.uid && was.generation == next.generation
 	if same { // only its status changed
-		next.phase, next.message, next.due = was.phase, was.message, was.due
+		next.phase, next.message, next.due, next.failed = was.phase, was.message, was.due, was.failed
 		next.written, next.phaseAt = was.written, was.phaseAt // what we wrote or meant to: others' writing calls for none of ours
 	} else if was == nil && len(g.held) >= maxAccessGrants {
 		g.ignored++
@@ -470,38 +477,61 @@ func (h *heldGrant) behind(pod string) bool {
 
 // writeStatuses brings statuses up to date until ctx is done, one at a time.
 func (g *accessGrants) writeStatuses(ctx context.Context) {
-	tick := time.NewTicker(grantTick)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
+	for gap := patchGap; ; {
+		name, failing := g.toWrite()
+		if !failing {
+			g.writing(nil)
 		}
-		for _, name := range g.toWrite() {
-			if g.writeStatus(ctx, name) != nil {
-				sleep(ctx, grantRetry)
-			}
-			if ctx.Err() != nil {
-				return
-			}
+		switch {
+		case name == "":
+			sleep(ctx, grantTick)
+		case g.writeStatus(ctx, name) == nil:
+			gap = patchGap
+			sleep(ctx, gap)
+		default:
+			gap = min(2*gap, patchGapMax)
+			sleep(ctx, gap)
+		}
+		if ctx.Err() != nil {
+			return
 		}
 	}
 }
 
-// toWrite names the AccessGrants whose status is behind, the longest due first.
-func (g *accessGrants) toWrite() []string {
+// toWrite names the AccessGrant whose status is behind: the one that failed least
+// often, and of those the longest due. It reports whether any fails.
+func (g *accessGrants) toWrite() (next string, failing bool) {
 	now := wallClock()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var names []string
+	var first *heldGrant
 	for name, h := range g.held {
-		if h.phase != "" && !now.Before(h.due) && h.behind(g.client.Pod()) {
-			names = append(names, name)
+		if h.phase == "" || h.failed == 0 && now.Before(h.due) || !h.behind(g.client.Pod()) {
+			continue
+		}
+		failing = failing || h.failed > 0
+		if now.Before(h.due) {
+			continue
+		}
+		if first == nil || cmp.Or(cmp.Compare(h.failed, first.failed), h.due.Compare(first.due)) < 0 {
+			next, first = name, h
 		}
 	}
-	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(g.held[a].due.UnixNano(), g.held[b].due.UnixNano()) })
-	return names
+	return next, failing
+}
+
+// postpone has a status that could not be written wait, so that it holds up no
+// other.
+func (g *accessGrants) postpone(name, uid string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	h := g.held[name]
+	if h == nil || h.uid != uid {
+		return
+	}
+	wait := min(grantRetry<<min(h.failed, 10), grantRetryMax)
+	h.failed++
+	h.due = wallClock().Add(wait/2 + rand.N(wait))
 }
 
 func (g *accessGrants) writeStatus(ctx context.Context, name string) error {
@@ -520,15 +550,15 @@ func (g *accessGrants) writeStatus(ctx context.Context, name string) error {
 	case errors.Is(err, kube.ErrNotFound), errors.Is(err, kube.ErrConflict): // deleted, or replaced by another: the watch tells
 	case err != nil:
 		if ctx.Err() == nil {
+			g.postpone(name, uid)
 			g.writing(err)
 		}
 		return err
 	}
-	g.writing(nil)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if h := g.held[name]; h != nil && h.uid == uid {
-		h.written, h.phaseAt = entry, entry.Phase
+		h.written, h.phaseAt, h.failed = entry, entry.Phase, 0
 		h.due = wallClock().Add(grantUseInterval)
 		if h.phase != entry.Phase { // it moved on meanwhile
 			h.due = wallClock()

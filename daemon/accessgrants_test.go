@@ -120,6 +120,37 @@ func TestAccessGrants(t *testing.T) {
 		k.status("nobody", "phase:Invalid")
 	})
 
+	t.Run("a status that cannot be written holds up no other, and many come one by one", func(t *testing.T) {
+		k.refuse("accessgrants/stuck/status", http.StatusRequestEntityTooLarge)
+		k.grant("stuck", "developers", "r", ago, later)
+		time.Sleep(3 * time.Second) // of which grantSpread are by chance
+		k.mu.Lock()
+		k.patched = nil
+		k.mu.Unlock()
+		began := time.Now()
+		for n := range 12 {
+			k.grant(fmt.Sprintf("other-%d", n), "developers", "r", ago, later)
+		}
+		for n := range 12 {
+			k.status(fmt.Sprintf("other-%d", n), "phase:Active")
+		}
+		if took := time.Since(began); took > 8*time.Second {
+			t.Errorf("12 statuses took %v, want at most 8s", took)
+		}
+		k.mu.Lock()
+		for n := range k.patched {
+			if n >= 6 && k.patched[n].Sub(k.patched[n-6]) < time.Second {
+				t.Errorf("statuses are written at %v: more than 6 within a second", k.patched)
+			}
+		}
+		k.mu.Unlock()
+		k.refuse("accessgrants/stuck/status", 0)
+		for n := range 12 {
+			k.remove(fmt.Sprintf("%s/other-%d", grantObjects, n))
+		}
+		k.remove(grantObjects + "/stuck")
+	})
+
 	t.Run("statuses are not written for their own sake", func(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		k.mu.Lock()

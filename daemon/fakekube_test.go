@@ -30,6 +30,7 @@ type fakeKube struct {
 	watchers map[chan string]string    // what each is told, and of which collection
 	refused  map[string]int            // by resource: the status that requests for it get
 	patches  int                       // of statuses
+	patched  []time.Time               // when each was asked for, also in vain
 }
 
 func newFakeKube(t *testing.T) *fakeKube {
@@ -62,6 +63,9 @@ func (k *fakeKube) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if r.Method == http.MethodPatch && strings.HasSuffix(r.URL.Path, "/status") {
+		k.patched = append(k.patched, time.Now())
+	}
 	for resource, code := range k.refused {
 		if strings.Contains(r.URL.Path, "/"+resource) {
 			w.WriteHeader(code)
