@@ -61,7 +61,7 @@ func (e *Error) Error() string {
 		return doing + "no answer from the API server in time"
 	case e.Code == 0:
 		return doing + e.Err.Error()
-	case e.Code == http.StatusForbidden:
+	case e.Code == http.StatusForbidden && !e.permanent():
 		return doing + "the pod's service account has no right to it"
 	case e.Code == http.StatusUnauthorized:
 		return doing + "the API server does not accept the service account's token"
@@ -71,6 +71,19 @@ func (e *Error) Error() string {
 		return doing + fmt.Sprintf("%s (HTTP status %d)", e.Message, e.Code)
 	}
 	return doing + fmt.Sprintf("HTTP status %d %s", e.Code, http.StatusText(e.Code))
+}
+
+// permanent reports whether the same object would be refused another time too,
+// whereas others may be taken. A right that is missing may come, and a 403 that
+// says nothing is taken for that.
+func (e *Error) permanent() bool {
+	switch e.Code {
+	case http.StatusUnauthorized, http.StatusNotFound, http.StatusRequestTimeout, http.StatusConflict, http.StatusTooManyRequests:
+		return false
+	case http.StatusForbidden: // admission's, not RBAC's
+		return !strings.Contains(e.Message, " cannot ") && (strings.Contains(e.Message, "exceeded quota") || strings.Contains(e.Message, "denied"))
+	}
+	return e.Code >= 400 && e.Code < 500
 }
 
 // Unwrap returns why there was no answer.
@@ -102,6 +115,9 @@ func (e *Error) Hint() string {
 	case 0:
 		return "see that the API server runs and that the pod may reach it (NetworkPolicy)"
 	case http.StatusForbidden:
+		if e.permanent() {
+			return "see what refuses it: a ResourceQuota, or an admission policy"
+		}
 		role := "the Role of the service account in namespace " + e.namespace
 		if r.Cluster {
 			role = "the ClusterRole of the service account"

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,8 +28,10 @@ const (
 	// Of a Recorder's requests: so many at once, then one each eventEvery.
 	eventBurst = 20
 	eventEvery = 10 * time.Second
-	// eventPatience is how long a refusal to record events is not said again.
+	// eventPatience is how long a refusal to record events is not said again,
+	// refusedEvery the same of events that are given up.
 	eventPatience = 10 * time.Minute
+	refusedEvery  = time.Minute
 )
 
 // Event is something that people should find with `kubectl describe` of the pod.
@@ -53,13 +56,18 @@ type Recorder struct {
 
 	mu      sync.Mutex // guards what follows
 	known   map[string]*recorded
-	queue   []*recorded // those with something to write, oldest first
-	dropped int         // for want of room
+	queue   []*recorded       // those with something to write, oldest first
+	written map[string]uint64 // by reason: the turn in which one was written last
+	turn    uint64
+	dropped int // for want of room
+	refused int // by the API server, since it was last said
+	saidAt  time.Time
 }
 
 // recorded is an event and how often it happened.
 type recorded struct {
 	Event
+	key         string // in known
 	name        string // of the Event object; empty: there is none yet
 	first, last time.Time
 	count       int
@@ -68,7 +76,7 @@ type recorded struct {
 
 // NewRecorder starts nothing: Run does.
 func (c *Client) NewRecorder() *Recorder {
-	return &Recorder{client: c, log: c.log, wake: make(chan struct{}, 1), known: make(map[string]*recorded)}
+	return &Recorder{client: c, log: c.log, wake: make(chan struct{}, 1), known: make(map[string]*recorded), written: make(map[string]uint64)}
 }
 
 // Record notes e, to be written soon. It never waits.
@@ -86,11 +94,11 @@ func (r *Recorder) Record(e Event) {
 		k = nil
 	}
 	if k == nil {
-		if len(r.known) >= maxKnownEvents && r.known[key] == nil && !r.forgetLocked() {
+		if len(r.known) >= maxKnownEvents && r.known[key] == nil && !r.forgetLocked() && !r.crowdLocked(e.Reason) {
 			r.dropped++
 			return
 		}
-		k = &recorded{first: now}
+		k = &recorded{key: key, first: now}
 		r.known[key] = k
 	}
 	k.Event, k.last = e, now
@@ -115,6 +123,35 @@ func (r *Recorder) forgetLocked() bool {
 	}
 	delete(r.known, oldest)
 	return oldest != ""
+}
+
+// crowdLocked makes room for an event of a reason by dropping the newest of the
+// reason that waits most often: how many ask for access, or how many AccessGrants
+// somebody makes, must not keep from anybody what else happens. False if it is
+// this reason that waits most often.
+func (r *Recorder) crowdLocked(reason string) bool {
+	waiting := make(map[string]int)
+	for _, k := range r.queue {
+		waiting[k.Reason]++
+	}
+	most := reason
+	for other, n := range waiting {
+		if n > waiting[most]+1 {
+			most = other
+		}
+	}
+	if most == reason {
+		return false
+	}
+	for n, k := range slices.Backward(r.queue) {
+		if k.Reason == most {
+			r.queue = slices.Delete(r.queue, n, n+1)
+			delete(r.known, k.key)
+			r.dropped++
+			return true
+		}
+	}
+	return false
 }
 
 // Run writes events until ctx is done. While the API server is away, or the
@@ -163,7 +200,8 @@ func (r *Recorder) Run(ctx context.Context) {
 	}
 }
 
-// next is the oldest event to write; nil: none.
+// next is the event to write, the oldest of the reason whose turn was longest ago;
+// nil: none.
 func (r *Recorder) next() *recorded {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -171,14 +209,18 @@ func (r *Recorder) next() *recorded {
 		r.log.Warn("events dropped: too many wait to be recorded", "count", r.dropped)
 		r.dropped = 0
 	}
-	if len(r.queue) == 0 {
-		return nil
+	var first *recorded
+	for _, k := range r.queue {
+		if first == nil || r.written[k.Reason] < r.written[first.Reason] {
+			first = k
+		}
 	}
-	return r.queue[0]
+	return first
 }
 
 // write brings the Event object of k up to date, and takes k off the queue if
-// that succeeded and nothing came meanwhile.
+// that succeeded and nothing came meanwhile. What could not be written goes to
+// the queue's end.
 func (r *Recorder) write(ctx context.Context, k *recorded) error {
 	r.mu.Lock()
 	now := *k
@@ -192,22 +234,39 @@ func (r *Recorder) write(ctx context.Context, k *recorded) error {
 	if name == "" {
 		name, err = r.create(ctx, &now)
 	}
-	var e *Error
-	if errors.As(err, &e) && (e.Code == http.StatusUnprocessableEntity || e.Code == http.StatusBadRequest) {
-		r.log.Error("event not taken by the API server", "reason", now.Reason, "err", err)
-		err = nil // nor would it be another time
-	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err != nil {
+	r.turn++
+	r.written[now.Reason] = r.turn
+	at := slices.Index(r.queue, k)
+	if at < 0 { // it gave way meanwhile
 		return err
 	}
-	k.name = name
-	if k.count == now.count {
-		k.queued = false
-		r.queue = r.queue[1:]
+	var e *Error
+	if errors.As(err, &e) && e.permanent() {
+		r.refusedLocked(now.Reason, err)
+		name, err = now.name, nil
 	}
+	if err == nil {
+		k.name = name
+	}
+	if err != nil || k.count != now.count {
+		r.queue = append(slices.Delete(r.queue, at, at+1), k)
+		return err
+	}
+	k.queued = false
+	r.queue = slices.Delete(r.queue, at, at+1)
 	return nil
+}
+
+// refusedLocked counts an event that is given up, and says so now and then.
+func (r *Recorder) refusedLocked(reason string, err error) {
+	r.refused++
+	if time.Since(r.saidAt) < refusedEvery {
+		return
+	}
+	r.log.Error("events not taken by the API server", "count", r.refused, "reason", reason, "err", err)
+	r.refused, r.saidAt = 0, time.Now()
 }
 
 // timestamp is a time as Kubernetes' objects have it.

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -30,6 +31,12 @@ type eventStore struct {
 	requests []time.Time
 	refuse   int // this many requests, with refuseAs
 	refuseAs int
+	never    map[string]refusal // reasons of events that are refused each time
+}
+
+type refusal struct {
+	code    int
+	message string
 }
 
 func (s *eventStore) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -46,6 +53,11 @@ func (s *eventStore) RoundTrip(r *http.Request) (*http.Response, error) {
 	var body map[string]any
 	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
 		return answer(http.StatusBadRequest)
+	}
+	reason, _ := body["reason"].(string)
+	if no, ok := s.never[reason]; ok {
+		text, _ := json.Marshal(map[string]string{"message": no.message})
+		return &http.Response{StatusCode: no.code, Body: io.NopCloser(bytes.NewReader(text)), Request: r}, nil
 	}
 	if r.Method == http.MethodPost {
 		name := body["metadata"].(map[string]any)["name"].(string)
@@ -165,6 +177,57 @@ func TestRecorder(t *testing.T) {
 			}
 		})
 	})
+	t.Run("a flood keeps nothing else away", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := &eventStore{}
+			r, stop := recording(t, s, "zt-1")
+			flood := func() {
+				for i := range 1000 {
+					r.Record(Event{Reason: "AccessRequested", Message: fmt.Sprint(i), Shared: fmt.Sprint(i)})
+					r.Record(Event{Reason: "AccessGrantInvalid", Message: fmt.Sprint(i)})
+				}
+			}
+			flood()
+			r.Record(broken)
+			flood()
+			time.Sleep(3 * eventEvery)
+			r.Record(Event{Reason: "AccessRevoked", Message: "g"})
+			flood()
+			time.Sleep(3 * eventEvery)
+			stop()
+			got := strings.Join(s.texts(), "; ")
+			if !strings.Contains(got, "PolicyBroken line 3 x1") || !strings.Contains(got, "AccessRevoked g x1") || !strings.Contains(got, "AccessRequested") || !strings.Contains(got, "AccessGrantInvalid") {
+				t.Errorf("events %q, want one of each reason at least", got)
+			}
+			if n, q := len(r.known), len(r.queue); n > maxKnownEvents || q > maxKnownEvents {
+				t.Errorf("%d events are remembered and %d wait, at most %d should", n, q, maxKnownEvents)
+			}
+		})
+	})
+	for name, no := range map[string]refusal{
+		"a quota":            {http.StatusForbidden, `events "x" is forbidden: exceeded quota: few`},
+		"too large":          {http.StatusRequestEntityTooLarge, ""},
+		"an admission hook":  {http.StatusForbidden, `admission webhook "w" denied the request`},
+		"a hook that breaks": {http.StatusInternalServerError, ""},
+	} {
+		t.Run("one is refused each time by "+name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &eventStore{never: map[string]refusal{"AccessRequested": no}}
+				r, stop := recording(t, s, "zt-1")
+				r.Record(Event{Reason: "AccessRequested", Message: "alice"})
+				r.Record(Event{Reason: "AccessRequested", Message: "bob"})
+				r.Record(broken)
+				time.Sleep(10 * time.Second)
+				stop()
+				if got := s.texts(); len(got) != 1 || got[0] != "Warning PolicyBroken line 3 x1" {
+					t.Errorf("events %q, want the one that is taken", got)
+				}
+				if waits := len(r.queue); (waits > 0) != (no.code == http.StatusInternalServerError) {
+					t.Errorf("%d events wait", waits)
+				}
+			})
+		})
+	}
 	t.Run("while the right is missing", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := &eventStore{refuse: 5, refuseAs: http.StatusForbidden}
