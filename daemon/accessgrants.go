@@ -334,6 +334,7 @@ func (g *accessGrants) take(o kube.Object) {
 	}
 	if next.fault == nil {
 		next.grant, next.fault = auth.ParseAccessGrant(o.Raw)
+		next.grant.Reason = printable(next.grant.Reason) // only an Event shows it: the rest need not be held
 	}
 	next.generation = object.Metadata.Generation
 	next.phaseAt, next.pods = object.Status.Phase, len(object.Status.Nodes)
@@ -600,7 +601,7 @@ func grantEvent(name string, h *heldGrant) (kube.Event, bool) {
 	switch h.phase {
 	case grantActive:
 		e.Reason = "AccessGranted"
-		e.Message = fmt.Sprintf("AccessGrant %s admits %s until %s: %s", printable(name), grantee(h.grant), end, printable(h.grant.Reason))
+		e.Message = fmt.Sprintf("AccessGrant %s admits %s until %s: %s", printable(name), grantee(h.grant), end, h.grant.Reason)
 	case grantExpired:
 		e.Reason = "AccessExpired"
 		e.Message = fmt.Sprintf("AccessGrant %s of %s ended at %s", printable(name), grantee(h.grant), end)
