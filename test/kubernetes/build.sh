@@ -6,7 +6,7 @@
 # all of Kubernetes again.
 set -eu
 cd "$(dirname "$0")"
-hash=$(cat go.mod go.sum main.go | sha256sum | cut -c1-16)
+hash=$(cat go.mod go.sum informer.go main.go | sha256sum | cut -c1-16)
 dir=${XDG_CACHE_HOME:-$HOME/.cache}/zt-kubernetes
 out=$dir/kubernetes-$hash
 if [ ! -x "$out" ]; then

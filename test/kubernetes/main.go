@@ -1,6 +1,6 @@
 // Command kubernetes is every Kubernetes program the tests need in one
-// executable, chosen by its first argument: one link instead of seven, and
-// nothing to download but Go modules.
+// executable, and a controller's informer, chosen by its first argument: one link
+// instead of eight, and nothing to download but Go modules.
 package main
 
 import (
@@ -33,6 +33,7 @@ func main() {
 		"kube-proxy":              proxy.NewProxyCommand,
 		"kubelet":                 func() *cobra.Command { return kubelet.NewKubeletCommand(context.Background()) },
 		"kubectl":                 kubectl.NewDefaultKubectlCommand,
+		"informer":                newInformerCommand,
 	}
 	os.Args = os.Args[1:]
 	if len(os.Args) > 0 && os.Args[0] == "etcd" {

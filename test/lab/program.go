@@ -45,7 +45,7 @@ func (l *Lab) BuildPrograms(ctx context.Context, module string, flags ...string)
 // executable. It builds nothing.
 func BuiltKubernetes(module string) (path string, exists bool, err error) {
 	sum := sha256.New()
-	for _, name := range []string{"go.mod", "go.sum", "main.go"} {
+	for _, name := range []string{"go.mod", "go.sum", "informer.go", "main.go"} {
 		b, err := os.ReadFile(filepath.Join(module, "test", "kubernetes", name))
 		if err != nil {
 			return "", false, fmt.Errorf("find the Kubernetes executable: %w", err)
