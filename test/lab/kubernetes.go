@@ -1,9 +1,11 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +21,8 @@ import (
 
 // KubernetesConfig says which API server to start.
 type KubernetesConfig struct {
+	// Name tells several apart: it is in the names of files and processes.
+	Name string
 	// Program is the executable that test/kubernetes/build.sh makes.
 	Program string
 	// Host is the IP address to serve on; empty is 127.0.0.1.
@@ -31,6 +35,9 @@ type KubernetesConfig struct {
 	Namespace *Namespace
 	// Issuer is whose ID tokens the API server takes.
 	Issuer TrustedIssuer
+	// Kubelets says that machines will join and pods run: service accounts are
+	// wanted, kubelets are asked by their addresses, Host is the service's endpoint.
+	Kubelets bool
 }
 
 // TrustedIssuer is an issuer as one relying party knows it.
@@ -51,8 +58,16 @@ type Kubernetes struct {
 
 	lab    *Lab
 	config KubernetesConfig
+	dir    string
+	ca     *Authority
 	admin  *http.Client
 }
+
+// ServiceCIDR is where services have their addresses in every cluster of a lab.
+const (
+	ServiceCIDR = "10.96.0.0/16"
+	serviceHost = "10.96.0.1" // of kubernetes.default
+)
 
 // DevelopersRole is what the group oidc:developers may do on a lab's API
 // server.
@@ -87,7 +102,7 @@ rules:
 func (l *Lab) StartKubernetes(ctx context.Context, c KubernetesConfig) (*Kubernetes, error) {
 	done := l.During("starting etcd and kube-apiserver")
 	defer done()
-	dir := filepath.Join(l.Dir, "kubernetes")
+	dir := filepath.Join(l.Dir, c.called("kubernetes"))
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("start Kubernetes: %w", err)
 	}
@@ -107,16 +122,17 @@ func (l *Lab) StartKubernetes(ctx context.Context, c KubernetesConfig) (*Kuberne
 		AuditLog:   filepath.Join(dir, "audit.log"),
 		lab:        l,
 		config:     c,
+		dir:        dir,
 	}
 	k.URL = "https://" + k.Host
-	if err := k.writeFiles(dir); err != nil {
+	if err := k.writeFiles(); err != nil {
 		return nil, fmt.Errorf("start Kubernetes: %w", err)
 	}
 
 	// Unix sockets by relative names, the only kind that etcd's URLs can hold:
 	// no port to be taken, and no one but this user can write to etcd.
 	etcd, err := l.Start(Command{
-		Name: "etcd", Dir: dir, Namespace: c.Namespace,
+		Name: c.called("etcd"), Dir: dir, Namespace: c.Namespace,
 		Args: []string{c.Program, "etcd", "--name=lab", "--data-dir=etcd", "--unsafe-no-fsync", "--log-level=warn",
 			"--listen-client-urls=unix://etcd.sock:0", "--advertise-client-urls=unix://etcd.sock:0",
 			"--listen-peer-urls=unix://etcd-peer.sock:0", "--initial-advertise-peer-urls=unix://etcd-peer.sock:0",
@@ -142,28 +158,39 @@ func (l *Lab) StartKubernetes(ctx context.Context, c KubernetesConfig) (*Kuberne
 	return k, nil
 }
 
-// Start runs the API server and waits until it is ready. It also brings a killed
+// Start runs kube-apiserver and waits until it is ready. It also brings a killed
 // one back.
-func (k *Kubernetes) Start(ctx context.Context) (err error) {
+func (k *Kubernetes) Start(ctx context.Context) error {
 	c := k.config
-	// It and etcd end at once: with etcd gone an API server takes a minute to end.
-	k.Process, err = k.lab.Start(Command{
-		Name: "kube-apiserver", Dir: filepath.Dir(k.Kubeconfig), Namespace: c.Namespace,
-		Args: []string{c.Program, "kube-apiserver", "--etcd-servers=unix://etcd.sock:0",
-			"--bind-address=" + c.Host, fmt.Sprintf("--secure-port=%d", c.Port), "--endpoint-reconciler-type=none",
-			"--tls-cert-file=server.crt", "--tls-private-key-file=server.key", "--client-ca-file=ca.crt",
-			"--service-account-issuer=https://kubernetes.default.svc", "--service-account-signing-key-file=service-account.key", "--service-account-key-file=service-account.crt",
-			"--authentication-config=authentication.yaml", "--authorization-mode=RBAC", "--service-cluster-ip-range=10.96.0.0/16",
-			"--audit-policy-file=audit-policy.yaml", "--audit-log-path=audit.log", "--profiling=false",
-			// No controller manager makes the default service accounts that this plugin wants for pods.
-			"--disable-admission-plugins=ServiceAccount"},
-	})
-	if err != nil {
+	args := []string{c.Program, "kube-apiserver", "--etcd-servers=unix://etcd.sock:0",
+		"--bind-address=" + c.Host, fmt.Sprintf("--secure-port=%d", c.Port),
+		"--tls-cert-file=server.crt", "--tls-private-key-file=server.key", "--client-ca-file=ca.crt",
+		"--service-account-issuer=https://kubernetes.default.svc", "--service-account-signing-key-file=service-account.key", "--service-account-key-file=service-account.crt",
+		"--authentication-config=authentication.yaml", "--authorization-mode=Node,RBAC", "--service-cluster-ip-range=" + ServiceCIDR,
+		"--audit-policy-file=audit-policy.yaml", "--audit-log-path=audit.log", "--profiling=false"}
+	if c.Kubelets {
+		args = append(args, "--advertise-address="+c.Host, "--enable-admission-plugins=NodeRestriction", "--kubelet-preferred-address-types=InternalIP",
+			"--kubelet-certificate-authority=ca.crt", "--kubelet-client-certificate=kubelet-client.crt", "--kubelet-client-key=kubelet-client.key")
+	} else {
+		// No controller manager makes the default service accounts that this plugin wants for pods.
+		args = append(args, "--endpoint-reconciler-type=none", "--disable-admission-plugins=ServiceAccount")
+	}
+	var err error
+	// No grace: with etcd gone an API server takes a minute to end.
+	if k.Process, err = k.lab.Start(Command{Name: c.called("kube-apiserver"), Dir: k.dir, Namespace: c.Namespace, Args: args}); err != nil {
 		return err
 	}
-	ready, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	return k.Process.WaitFor(ready, "/readyz", func(ctx context.Context) error { return k.get(ctx, "/readyz") })
+	return k.Process.WaitFor(ctx, "/readyz", func(ctx context.Context) error { _, err := k.get(ctx, "/readyz"); return err })
+}
+
+// called is the name of one of the cluster's files or processes.
+func (c KubernetesConfig) called(name string) string {
+	if c.Name == "" {
+		return name
+	}
+	return name + "-" + c.Name
 }
 
 // Kubectl runs kubectl as the cluster's administrator beside the API server.
@@ -198,42 +225,54 @@ func (k *Kubernetes) Audit() ([]KubernetesEvent, error) {
 	return readLines[KubernetesEvent](k.AuditLog)
 }
 
-// get asks the API server, as its administrator, for path.
-func (k *Kubernetes) get(ctx context.Context, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.URL+path, nil)
+// Object reads the JSON at a path of the API server, as its administrator.
+func (k *Kubernetes) Object(ctx context.Context, path string, into any) error {
+	body, err := k.get(ctx, path)
 	if err != nil {
-		return err
+		return fmt.Errorf("GET %s: %w", path, err)
 	}
-	resp, err := k.admin.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if body, _ := io.ReadAll(io.LimitReader(resp.Body, 4096)); resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(body)))
+	if err := json.Unmarshal(body, into); err != nil {
+		return fmt.Errorf("GET %s: %w", path, err)
 	}
 	return nil
 }
 
+// get asks the API server, as its administrator, for path.
+func (k *Kubernetes) get(ctx context.Context, path string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.URL+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := k.admin.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %.4096s", resp.Status, bytes.TrimSpace(body))
+	}
+	return body, err
+}
+
 // writeFiles makes keys, certificates and configuration.
-func (k *Kubernetes) writeFiles(dir string) error {
-	file := func(name string) string { return filepath.Join(dir, name) }
-	ca, err := NewAuthority("zt lab Kubernetes CA")
+func (k *Kubernetes) writeFiles() error {
+	var err error
+	if k.ca, err = NewAuthority("zt lab Kubernetes CA"); err != nil {
+		return err
+	}
+	k.CA = k.ca.PEM
+	server, err := k.ca.Server(append([]string{"kubernetes.default.svc", "kubernetes", "localhost", "127.0.0.1", serviceHost, k.config.Host}, k.config.Names...)...)
 	if err != nil {
 		return err
 	}
-	k.CA = ca.PEM
-	server, err := ca.Server(append([]string{"kubernetes.default.svc", "kubernetes", "localhost", "127.0.0.1", k.config.Host}, k.config.Names...)...)
+	accounts, err := k.ca.Client("service accounts")
 	if err != nil {
 		return err
 	}
-	admin, err := ca.Client("admin", "system:masters")
-	if err != nil {
-		return err
-	}
-	accounts, err := ca.Client("service accounts")
+	kubelets, err := k.ca.Client("kube-apiserver-kubelet-client", "system:masters")
 	if err != nil {
 		return err
 	}
@@ -241,12 +280,7 @@ func (k *Kubernetes) writeFiles(dir string) error {
 	if err != nil {
 		return err
 	}
-	kubeconfig, err := yaml.Marshal(map[string]any{
-		"apiVersion": "v1", "kind": "Config", "current-context": "admin",
-		"clusters": []any{map[string]any{"name": "lab", "cluster": map[string]any{"server": k.URL, "certificate-authority-data": ca.PEM}}},
-		"users":    []any{map[string]any{"name": "admin", "user": map[string]any{"client-certificate-data": admin.Certificate, "client-key-data": admin.Key}}},
-		"contexts": []any{map[string]any{"name": "admin", "context": map[string]any{"cluster": "lab", "user": "admin"}}},
-	})
+	admin, err := k.writeKubeconfig("admin", "admin", "system:masters")
 	if err != nil {
 		return err
 	}
@@ -255,21 +289,43 @@ func (k *Kubernetes) writeFiles(dir string) error {
 		return err
 	}
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(ca.PEM)
+	roots.AppendCertsFromPEM(k.CA)
 	k.admin = &http.Client{Transport: &http.Transport{
 		TLSClientConfig:   &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}},
 		DialContext:       k.config.Namespace.DialContext,
 		DisableKeepAlives: true,
 	}}
 	return errors.Join(
-		os.WriteFile(file("ca.crt"), ca.PEM, 0o644),
-		server.Write(file("server.crt"), file("server.key")),
-		accounts.Write(file("service-account.crt"), file("service-account.key")),
-		os.WriteFile(file("authentication.yaml"), authentication, 0o600),
-		os.WriteFile(file("audit-policy.yaml"), []byte(auditPolicy), 0o600),
-		os.WriteFile(k.Kubeconfig, kubeconfig, 0o600),
+		os.WriteFile(k.file("ca.crt"), k.CA, 0o644),
+		server.Write(k.file("server.crt"), k.file("server.key")),
+		accounts.Write(k.file("service-account.crt"), k.file("service-account.key")),
+		kubelets.Write(k.file("kubelet-client.crt"), k.file("kubelet-client.key")),
+		os.WriteFile(k.file("authentication.yaml"), authentication, 0o600),
+		os.WriteFile(k.file("audit-policy.yaml"), []byte(auditPolicy), 0o600),
 	)
 }
+
+// writeKubeconfig makes NAME.kubeconfig with a client certificate of its own.
+// Its context has that name too.
+func (k *Kubernetes) writeKubeconfig(name, user string, groups ...string) (*Certificate, error) {
+	pair, err := k.ca.Client(user, groups...)
+	if err != nil {
+		return nil, err
+	}
+	kubeconfig, err := yaml.Marshal(map[string]any{
+		"apiVersion": "v1", "kind": "Config", "current-context": name,
+		"clusters": []any{map[string]any{"name": "lab", "cluster": map[string]any{"server": k.URL, "certificate-authority-data": k.CA}}},
+		"users":    []any{map[string]any{"name": name, "user": map[string]any{"client-certificate-data": pair.Certificate, "client-key-data": pair.Key}}},
+		"contexts": []any{map[string]any{"name": name, "context": map[string]any{"cluster": "lab", "user": name}}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return pair, os.WriteFile(k.file(name+".kubeconfig"), kubeconfig, 0o600)
+}
+
+// file is one in the cluster's directory.
+func (k *Kubernetes) file(name string) string { return filepath.Join(k.dir, name) }
 
 // authenticationConfiguration trusts one issuer for persons. sid and jti go into
 // the audit log beside who it was, so that its lines join those of relay and

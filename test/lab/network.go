@@ -13,6 +13,15 @@ type Network struct {
 	Laptop, Cluster, Relay, Issuer, NATA, NATB, Internet *Namespace
 }
 
+// Site is a private network behind a NAT of its own. Inside is its one machine,
+// or the first of several.
+type Site struct {
+	NAT, Inside *Namespace
+}
+
+// ClusterSite is the site that a Network has for a cluster; NewSite makes more.
+func (n *Network) ClusterSite() *Site { return &Site{NAT: n.NATB, Inside: n.Cluster} }
+
 // Addresses of a Network. The public ones are of TEST-NET-3 (RFC 5737).
 const (
 	RelayHost   = "203.0.113.10"
@@ -21,6 +30,8 @@ const (
 	ClusterNAT  = "203.0.113.32" // what the world sees of the cluster
 	LaptopHost  = "192.168.1.2"
 	ClusterHost = "10.20.0.2"
+
+	clusterGateway = "10.20.0.1"
 )
 
 // Bridge is three machines on one Ethernet segment, in network namespaces: for

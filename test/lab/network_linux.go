@@ -43,7 +43,7 @@ const natRules = `table ip nat {
 // removed first; the lab's own go when it is closed. An error that is
 // errors.ErrUnsupported means that this machine or user cannot make them.
 func (l *Lab) NewNetwork(ctx context.Context) (*Network, error) {
-	if err := removeStaleNamespaces(ctx); err != nil {
+	if err := errors.Join(removeStaleNamespaces(ctx), removeStaleCgroups()); err != nil {
 		return nil, fmt.Errorf("remove the namespaces of an earlier run: %w", err)
 	}
 	n := &Network{}
@@ -65,51 +65,84 @@ func (l *Lab) NewNetwork(ctx context.Context) (*Network, error) {
 	return n, nil
 }
 
+// NewSite adds a private network behind a NAT of its own to the internet. All
+// clusters' sites have the same addresses inside; public is what the world sees.
+func (l *Lab) NewSite(ctx context.Context, n *Network, name, public string) (*Site, error) {
+	s := &Site{}
+	var err error
+	if s.NAT, err = l.namespace(ctx, "nat-"+name); err != nil {
+		return nil, err
+	}
+	if s.Inside, err = l.namespace(ctx, name); err != nil {
+		return nil, err
+	}
+	c := &wiring{lab: l, ctx: ctx}
+	c.public(n.Internet, s.NAT, "wan", "nat-"+name, public)
+	c.private(s.NAT, s.Inside, clusterGateway, ClusterHost)
+	return s, c.err
+}
+
 // wire connects the namespaces.
 func (l *Lab) wire(ctx context.Context, n *Network) error {
-	do := func(ns *Namespace, args ...string) func() error {
-		return func() error { return l.ip(ctx, ns, args...) }
+	c := &wiring{lab: l, ctx: ctx}
+	c.ip(n.Internet, "link", "add", "br0", "type", "bridge")
+	c.ip(n.Internet, "link", "set", "br0", "up")
+	c.public(n.Internet, n.Relay, "eth0", "relay", RelayHost)
+	c.public(n.Internet, n.Issuer, "eth0", "issuer", IssuerHost)
+	c.public(n.Internet, n.NATA, "wan", "nat-a", LaptopNAT)
+	c.public(n.Internet, n.NATB, "wan", "nat-b", ClusterNAT)
+	c.private(n.NATA, n.Laptop, "192.168.1.1", LaptopHost)
+	c.private(n.NATB, n.Cluster, clusterGateway, ClusterHost)
+	return c.err
+}
+
+// wiring connects namespaces; after its first error it does nothing more.
+type wiring struct {
+	lab *Lab
+	ctx context.Context
+	err error
+}
+
+func (c *wiring) do(f func() error) {
+	if c.err != nil {
+		return
 	}
-	public := func(ns *Namespace, device, port, address string) []func() error {
-		return []func() error{
-			do(n.Internet, "link", "add", port, "type", "veth", "peer", "name", device, "netns", ns.Name),
-			do(n.Internet, "link", "set", port, "master", "br0", "up"),
-			do(ns, "addr", "add", address+"/24", "dev", device),
-			do(ns, "link", "set", device, "up"),
-		}
+	if err := f(); err != nil {
+		c.err = fmt.Errorf("connect the namespaces: %w", err)
 	}
-	private := func(nat, inside *Namespace, gateway, address string) []func() error {
-		return []func() error{
-			do(nat, "link", "add", "lan", "type", "veth", "peer", "name", "eth0", "netns", inside.Name),
-			do(nat, "addr", "add", gateway+"/24", "dev", "lan"),
-			do(nat, "link", "set", "lan", "up"),
-			do(inside, "addr", "add", address+"/24", "dev", "eth0"),
-			do(inside, "link", "set", "eth0", "up"),
-			do(inside, "route", "add", "default", "via", gateway),
-			func() error {
-				return nat.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644) })
-			},
-			func() error {
-				return l.Run(ctx, Command{Args: []string{"nft", "-f", "-"}, Stdin: strings.NewReader(natRules), Namespace: nat}).OK()
-			},
-		}
-	}
-	steps := []func() error{
-		do(n.Internet, "link", "add", "br0", "type", "bridge"),
-		do(n.Internet, "link", "set", "br0", "up"),
-	}
-	steps = append(steps, public(n.Relay, "eth0", "relay", RelayHost)...)
-	steps = append(steps, public(n.Issuer, "eth0", "issuer", IssuerHost)...)
-	steps = append(steps, public(n.NATA, "wan", "nat-a", LaptopNAT)...)
-	steps = append(steps, public(n.NATB, "wan", "nat-b", ClusterNAT)...)
-	steps = append(steps, private(n.NATA, n.Laptop, "192.168.1.1", LaptopHost)...)
-	steps = append(steps, private(n.NATB, n.Cluster, "10.20.0.1", ClusterHost)...)
-	for _, step := range steps {
-		if err := step(); err != nil {
-			return fmt.Errorf("connect the namespaces: %w", err)
-		}
-	}
-	return nil
+}
+
+func (c *wiring) ip(ns *Namespace, args ...string) {
+	c.do(func() error { return c.lab.ip(c.ctx, ns, args...) })
+}
+
+// public gives ns an address of the internet.
+func (c *wiring) public(internet, ns *Namespace, device, port, address string) {
+	c.ip(internet, "link", "add", port, "type", "veth", "peer", "name", device, "netns", ns.Name)
+	c.ip(internet, "link", "set", port, "master", "br0", "up")
+	c.ip(ns, "addr", "add", address+"/24", "dev", device)
+	c.ip(ns, "link", "set", device, "up")
+}
+
+// private puts inside behind nat.
+func (c *wiring) private(nat, inside *Namespace, gateway, address string) {
+	c.ip(nat, "link", "add", "lan", "type", "veth", "peer", "name", "eth0", "netns", inside.Name)
+	c.ip(nat, "addr", "add", gateway+"/24", "dev", "lan")
+	c.ip(nat, "link", "set", "lan", "up")
+	c.ip(inside, "addr", "add", address+"/24", "dev", "eth0")
+	c.ip(inside, "link", "set", "eth0", "up")
+	c.ip(inside, "route", "add", "default", "via", gateway)
+	c.forward(nat)
+	c.do(func() error {
+		return c.lab.Run(c.ctx, Command{Args: []string{"nft", "-f", "-"}, Stdin: strings.NewReader(natRules), Namespace: nat}).OK()
+	})
+}
+
+// forward lets ns pass on what is not for itself.
+func (c *wiring) forward(ns *Namespace) {
+	c.do(func() error {
+		return ns.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644) })
+	})
 }
 
 func (l *Lab) ip(ctx context.Context, ns *Namespace, args ...string) error {
