@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,24 +53,35 @@ func (s *Scene) NewLaptop(name string, uid uint32) (*Laptop, error) {
 	return p, nil
 }
 
-func (p *Laptop) command(name string, args []string) Command {
-	return Command{Name: name, Args: args, Env: p.Env, Dir: p.Home, Namespace: p.Namespace, User: p.User}
+// Command is one that runs on the laptop as its person. env is added to the
+// environment.
+func (p *Laptop) Command(name string, args []string, env ...string) Command {
+	return Command{Name: name, Args: args, Env: slices.Concat(p.Env, env), Dir: p.Home, Namespace: p.Namespace, User: p.User}
+}
+
+// At is the same person with the same files on another machine of the lab, with
+// another kubeconfig.
+func (p *Laptop) At(namespace *Namespace, kubeconfig string) *Laptop {
+	other := *p
+	other.Namespace, other.Kubeconfig = namespace, kubeconfig
+	other.setenv("KUBECONFIG", kubeconfig)
+	return &other
 }
 
 // ZT runs zt-daemon with args to its end.
 func (p *Laptop) ZT(ctx context.Context, args ...string) Result {
-	return p.scene.Lab.Run(ctx, p.command("zt-daemon", append([]string{p.scene.program("zt-daemon")}, args...)))
+	return p.scene.Lab.Run(ctx, p.Command("zt-daemon", append([]string{p.scene.program("zt-daemon")}, args...)))
 }
 
 // Kubectl runs kubectl with args to its end.
 func (p *Laptop) Kubectl(ctx context.Context, args ...string) Result {
-	return p.scene.Lab.Run(ctx, p.command("kubectl", append([]string{p.scene.KubectlProgram}, args...)))
+	return p.scene.Lab.Run(ctx, p.Command("kubectl", append([]string{p.scene.KubectlProgram}, args...)))
 }
 
 // StartKubectl runs kubectl with args until it is stopped; its output goes to
 // the log file of the given name.
 func (p *Laptop) StartKubectl(name string, args ...string) (*Process, error) {
-	return p.scene.Lab.Start(p.command(name, append([]string{p.scene.KubectlProgram}, args...)))
+	return p.scene.Lab.Start(p.Command(name, append([]string{p.scene.KubectlProgram}, args...)))
 }
 
 var loginURL = regexp.MustCompile(`https?://\S+[?&]code_challenge=\S+`)
@@ -84,7 +96,7 @@ type Login struct {
 // BeginLogin starts `zt-daemon login --no-browser` and waits for the URL it
 // prints.
 func (p *Laptop) BeginLogin(ctx context.Context, address string) (*Login, error) {
-	c := p.command("login-"+p.Name, []string{p.scene.program("zt-daemon"), "login", "--no-browser", address})
+	c := p.Command("login-"+p.Name, []string{p.scene.program("zt-daemon"), "login", "--no-browser", address})
 	process, err := p.scene.Lab.Start(c)
 	if err != nil {
 		return nil, err

@@ -89,3 +89,14 @@ func (l *Lab) BuildHelm(ctx context.Context, module string) (string, error) {
 	}
 	return strings.TrimSpace(r.Stdout), nil
 }
+
+// BuildImage writes the container image of zt-daemon as an archive.
+func (l *Lab) BuildImage(ctx context.Context, module, name string) (file string, err error) {
+	defer l.During("building the image " + name)()
+	file = filepath.Join(l.Dir, "zt-image.tar")
+	r := l.Run(ctx, Command{Name: "image", Dir: module, Args: []string{"go", "run", "./deploy/image", "-name", name, "-out", file}})
+	if err := r.OK(); err != nil {
+		return "", fmt.Errorf("build the image: %w", err)
+	}
+	return file, nil
+}

@@ -19,7 +19,8 @@ type SceneConfig struct {
 	Module string
 	// Network holds the scene; nil is this machine's loopback.
 	Network *Network
-	// Cluster is the name of the one cluster.
+	// Cluster is the name of the one cluster; empty: there is none, and neither API
+	// server nor node.
 	Cluster string
 	// Users are the issuer's people; nil is alice, a developer, and bob.
 	Users []issuer.User
@@ -43,7 +44,7 @@ type Scene struct {
 	Network    *Network // nil on loopback
 	Bin        string   // directory of zt-relay and zt-daemon
 	Issuer     *Issuer
-	Kubernetes *Kubernetes // nil with SceneConfig.Context
+	Kubernetes *Kubernetes // nil with SceneConfig.Context, and without a cluster
 	Relay      *Relay
 	Node       *Node
 	Admin      *Laptop
@@ -76,7 +77,11 @@ func (l *Lab) NewScene(ctx context.Context, c SceneConfig) (*Scene, error) {
 	if err := s.findKubectl(); err != nil {
 		return nil, err
 	}
-	for _, step := range []func(context.Context) error{s.startIssuer, s.startKubernetes, s.startRelay, s.makeAdmin, s.createNetwork, s.addCluster, s.StartNode} {
+	steps := []func(context.Context) error{s.startIssuer, s.startKubernetes, s.startRelay, s.makeAdmin, s.createNetwork, s.addCluster, s.StartNode}
+	if c.Cluster == "" {
+		steps = []func(context.Context) error{s.startIssuer, s.startRelay, s.makeAdmin, s.createNetwork}
+	}
+	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return nil, err
 		}
