@@ -49,6 +49,10 @@ e2e: ## the whole of it in network namespaces, with a real API server and a brow
 	@sh test/tools.sh go git make gcc ip nft chromium containerd runc
 	$(GO) test -tags e2e -count=1 -timeout 30m -json ./test | $(GO) run ./test/report -v -skips=fail
 
+k8s: ## nodes in real clusters, and every kubectl verb through the overlay (root; 15 minutes; QUICK=1: 6; ONLY=verbs,streams; JSON=file)
+	@sh test/tools.sh go git make ip nft containerd runc /usr/lib/cni/bridge busybox conntrack script
+	$(GO) run ./test/k8s $(if $(QUICK),-quick) $(if $(ONLY),-only '$(ONLY)') $(if $(JSON),-o $(abspath $(JSON)))
+
 demo: ## the whole of it on loopback, told line by line; CHECK=1 runs unattended, CONTEXT=name takes your own cluster
 	@sh test/tools.sh go git make gcc kubectl
 	@$(GO) run ./test/demo $(if $(CHECK),-check) $(if $(CONTEXT),-context '$(CONTEXT)')
@@ -56,5 +60,5 @@ demo: ## the whole of it on loopback, told line by line; CHECK=1 runs unattended
 clean: ## remove what was built here; the Kubernetes build stays in your cache directory
 	rm -rf bin
 
-.PHONY: help build image test lint fuzz bench swarm paths e2e demo clean
+.PHONY: help build image test lint fuzz bench swarm paths e2e k8s demo clean
 .DEFAULT_GOAL := help

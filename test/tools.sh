@@ -42,6 +42,11 @@ for tool; do
 		;;
 	ip) command -v ip >/dev/null || lack "ip" "sudo apt-get install -y iproute2" ;;
 	nft) command -v nft >/dev/null || [ -x /usr/sbin/nft ] || lack "nft" "sudo apt-get install -y nftables" ;;
+	/usr/lib/cni/*) [ -x "$tool" ] || lack "$tool" "sudo apt-get install -y containernetworking-plugins" ;;
+	busybox) command -v busybox >/dev/null || lack "busybox, statically linked" "sudo apt-get install -y busybox-static" ;;
+	runc) command -v runc >/dev/null || [ -x /usr/sbin/runc ] || lack "runc" "sudo apt-get install -y runc" ;;
+	conntrack) command -v conntrack >/dev/null || [ -x /usr/sbin/conntrack ] || lack "conntrack" "sudo apt-get install -y conntrack" ;;
+	script) command -v script >/dev/null || lack "script" "sudo apt-get install -y bsdutils" ;;
 	*) command -v "$tool" >/dev/null || lack "$tool" "sudo apt-get install -y $tool" ;;
 	esac
 done

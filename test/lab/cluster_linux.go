@@ -3,6 +3,9 @@ package lab
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -129,11 +132,15 @@ type Pod struct {
 	}
 	Spec   struct{ NodeName string }
 	Status struct {
-		Phase             string
-		PodIP             string
+		Phase      string
+		Conditions []struct {
+			Type, Status, Message string
+			LastTransitionTime    time.Time
+		}
 		ContainerStatuses []struct {
 			Ready        bool
 			RestartCount int
+			State        struct{ Running struct{ StartedAt time.Time } }
 		}
 	}
 }
@@ -151,7 +158,7 @@ func (p Pod) Ready() bool {
 // Pods lists the pods of a namespace that a label selector names.
 func (c *Cluster) Pods(ctx context.Context, namespace, selector string) ([]Pod, error) {
 	var list struct{ Items []Pod }
-	path := "/api/v1/namespaces/" + namespace + "/pods?labelSelector=" + strings.ReplaceAll(selector, "=", "%3D")
+	path := "/api/v1/namespaces/" + namespace + "/pods?labelSelector=" + url.QueryEscape(selector)
 	return list.Items, c.Object(ctx, path, &list)
 }
 
@@ -163,4 +170,30 @@ func (c *Cluster) Machine(name string) (*Machine, error) {
 		}
 	}
 	return nil, fmt.Errorf("cluster %s has no machine %q", c.Name, name)
+}
+
+// Create makes objects, each JSON, in the collection at a path of the API server,
+// as its administrator, one after the other on one connection.
+func (c *Cluster) Create(ctx context.Context, path string, objects []string) error {
+	t := c.admin.Transport.(*http.Transport).Clone()
+	t.DisableKeepAlives = false
+	defer t.CloseIdleConnections()
+	client := &http.Client{Transport: t, Timeout: 10 * time.Second}
+	for _, o := range objects {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.URL+path, strings.NewReader(o))
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Content-Type", "application/json")
+		resp, err := client.Do(req)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != http.StatusCreated {
+			return fmt.Errorf("POST %s: %s (%v)", path, resp.Status, err)
+		}
+	}
+	return nil
 }

@@ -41,7 +41,7 @@ func TestCluster(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	images, err := l.WritePodImages(ctx)
+	images, err := l.WritePodImages(ctx, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -212,8 +212,9 @@ type KubernetesEvent struct {
 		Extra    map[string][]string `json:"extra"`
 	} `json:"user"`
 	ObjectRef struct {
-		Resource string `json:"resource"`
-		Name     string `json:"name"`
+		Resource    string `json:"resource"`
+		Subresource string `json:"subresource"`
+		Name        string `json:"name"`
 	} `json:"objectRef"`
 	ResponseStatus struct {
 		Code int `json:"code"`

@@ -181,3 +181,13 @@ func (m *Machine) PodProcess(pod Pod, program string) (pid int, err error) {
 	}
 	return 0, fmt.Errorf("pod %s on %s has no process %s", pod.Metadata.Name, m.Name, program)
 }
+
+// Firewall drops what pods and the machine itself send to the addresses of
+// prefix; an empty one lets everything pass again.
+func (m *Machine) Firewall(ctx context.Context, prefix string) error {
+	rules := "table ip firewall\ndelete table ip firewall\n"
+	if prefix != "" {
+		rules += fmt.Sprintf("table ip firewall {\n\tchain forward {\n\t\ttype filter hook forward priority filter;\n\t\tip daddr %[1]s drop\n\t}\n\tchain output {\n\t\ttype filter hook output priority filter;\n\t\tip daddr %[1]s drop\n\t}\n}\n", prefix)
+	}
+	return m.cluster.lab.Run(ctx, Command{Name: "nft", Args: []string{"nft", "-f", "-"}, Stdin: strings.NewReader(rules), Namespace: m.Namespace}).OK()
+}

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -15,8 +16,9 @@ const PodImage = "registry.test/busybox:1"
 const sandboxImage = "registry.test/pause:1"
 
 // WritePodImages makes archives of PodImage and of what every pod needs beside
-// its containers, from this machine's statically linked busybox.
-func (l *Lab) WritePodImages(ctx context.Context) (files []string, err error) {
+// its containers, from this machine's statically linked busybox. more are
+// programs of this machine that PodImage has too, by their paths there.
+func (l *Lab) WritePodImages(ctx context.Context, more map[string]string) (files []string, err error) {
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
 		return nil, fmt.Errorf("write images of pods: %w (Debian: apt-get install busybox-static)", err)
@@ -29,6 +31,7 @@ func (l *Lab) WritePodImages(ctx context.Context) (files []string, err error) {
 		Name: PodImage, Programs: map[string]string{"/bin/busybox": busybox}, Links: map[string]string{},
 		Directories: []string{"/tmp"}, Entrypoint: []string{"/bin/sh"},
 	}
+	maps.Copy(pods.Programs, more)
 	for _, applet := range strings.Fields(r.Stdout) {
 		if applet != "busybox" {
 			pods.Links["/bin/"+applet] = "busybox"

@@ -39,6 +39,7 @@ type Command struct {
 	Env       []string
 	Dir       string
 	Stdin     io.Reader
+	Stdout    io.Writer // of Run; nil: into its Result
 	Namespace *Namespace
 	User      *User
 	// Grace is how long Stop and Close wait between asking the process to end
@@ -313,6 +314,9 @@ func (l *Lab) Run(ctx context.Context, c Command) Result {
 	var stdout, stderr bytes.Buffer
 	cmd := l.command(ctx, c)
 	cmd.Stdout, cmd.Stderr, cmd.WaitDelay = &stdout, &stderr, 2*time.Second
+	if c.Stdout != nil {
+		cmd.Stdout = c.Stdout
+	}
 	begin := time.Now()
 	var err error
 	if e := on(c.Namespace, func() { err = cmd.Run() }); e != nil {

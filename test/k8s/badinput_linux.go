@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/zt-daemon/zt/deploy"
+	"github.com/zt-daemon/zt/test/issuer"
+	"github.com/zt-daemon/zt/test/lab"
+)
+
+// mistake is an installation that cannot work. It has a namespace of its own in
+// the second cluster.
+type mistake struct {
+	name string
+	// flags of helm, after those that are right.
+	flags []string
+	// cluster is whose key the node gets; empty is the second's own.
+	cluster string
+	// policy is that of the node; empty: there is none.
+	policy string
+	// spoil is done to the namespace once the pod is there.
+	spoil func(ctx context.Context, b *bed, namespace string) error
+	// said is what the pod's Events must say, what is wrong and what to do.
+	said []string
+}
+
+const (
+	nowhere       = "203.0.113.99" // nobody has that address
+	removedName   = "gone"
+	anotherNet    = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	upstreamNoOne = lab.ClusterHost + ":6444"
+)
+
+// mistakes are what people get wrong. A clock that is wrong is not among them: a
+// pod has that of its machine.
+func mistakes(policy string) []mistake {
+	return []mistake{
+		{name: "relay-address", policy: policy, flags: []string{"--set-string", "relay=https://" + nowhere}, said: []string{nowhere, "`relay`"}},
+		{name: "network-id", policy: policy, flags: []string{"--set-string", "network=" + anotherNet}, said: []string{"network", "cluster add"}},
+		{name: "key-of-another", policy: policy, cluster: "c1", said: []string{"key", "cluster add c2"}},
+		{name: "removed", policy: policy, cluster: removedName, flags: []string{"--set-string", "cluster=" + removedName}, said: []string{"removed", "cluster add " + removedName}},
+		{name: "issuer-away", policy: strings.ReplaceAll(policy, lab.IssuerHost, nowhere), said: []string{"issuer", nowhere, "policy"}},
+		{name: "no-rights", policy: policy, spoil: withoutRights, said: []string{"may not", "RBAC"}},
+		{name: "policy-absent", said: []string{"there is no policy", "cluster add"}},
+		{name: "policy-broken", policy: policy + "\nrulez: []\n", said: []string{"rulez", "mend it"}},
+		{name: "upstream-down", policy: policy, flags: []string{"--set-string", "upstream=" + upstreamNoOne}, said: []string{upstreamNoOne, "upstream"}},
+	}
+}
+
+// badInput makes every mistake at once, and looks for each in what `kubectl
+// describe` shows of its pod: what is wrong and what to do. The pod must not be
+// ready, and must not have been restarted.
+func badInput(ctx context.Context, b *bed) error {
+	var policy struct{ Data map[string]string }
+	if err := b.c2.Object(ctx, "/api/v1/namespaces/"+deploy.Name+"/configmaps/"+deploy.PolicyConfigMap, &policy); err != nil {
+		return err
+	}
+	if err := b.removeCluster(ctx); err != nil {
+		return err
+	}
+	all := mistakes(policy.Data["policy.yaml"])
+	g, making := errgroup.WithContext(ctx)
+	g.SetLimit(3)
+	for _, m := range all {
+		g.Go(func() error {
+			if err := b.make(making, m); err != nil {
+				return fmt.Errorf("%s: %w", m.name, err)
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, m := range all {
+		b.check(ctx, m.name, via{}, 2*time.Minute, func(ctx context.Context) (string, error) { return b.unready(ctx, b.c2, m.name, m.said) })
+	}
+	return b.noEgress(ctx)
+}
+
+// removeCluster has a cluster added, whose key goes into a directory, and
+// removed again.
+func (b *bed) removeCluster(ctx context.Context) error {
+	admin := b.admin(b.c2.Kubernetes, b.c2.Site)
+	if err := admin.ZT(ctx, "cluster", "add", removedName, "--context", "admin", "--out", b.lab.Dir+"/node-"+removedName,
+		"--api-client-id", issuer.APIServerClient, "--group", "developers").OK(); err != nil {
+		return err
+	}
+	return admin.ZT(ctx, "cluster", "remove", removedName).OK()
+}
+
+var installName = regexp.MustCompile(`^helm install \S+ (\S+) --namespace \S+ `)
+
+// make makes a mistake.
+func (b *bed) make(ctx context.Context, m mistake) error {
+	secret := map[string]any{}
+	from := b.c2
+	if m.cluster == "c1" {
+		from = b.c1
+	}
+	if err := from.Object(ctx, "/api/v1/namespaces/"+deploy.Name+"/secrets/"+deploy.KeySecret, &secret); err != nil {
+		return err
+	}
+	secret["metadata"] = map[string]string{"name": deploy.KeySecret, "namespace": m.name}
+	if m.cluster == removedName {
+		key, err := os.ReadFile(b.lab.Dir + "/node-" + removedName + "/cluster.key")
+		if err != nil {
+			return err
+		}
+		secret["data"].(map[string]any)["cluster.key"] = key
+	}
+	objects := []any{
+		map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": m.name, "labels": map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}}},
+		secret,
+	}
+	if m.policy != "" {
+		objects = append(objects, map[string]any{"apiVersion": "v1", "kind": "ConfigMap",
+			"metadata": map[string]string{"name": deploy.PolicyConfigMap, "namespace": m.name}, "data": map[string]string{"policy.yaml": m.policy}})
+	}
+	list, err := json.Marshal(map[string]any{"apiVersion": "v1", "kind": "List", "items": objects})
+	if err != nil {
+		return err
+	}
+	if err := b.apply(ctx, b.c2, string(list)); err != nil {
+		return err
+	}
+	line := installName.ReplaceAllString(b.installed["c2"], "helm install zt-"+m.name+" $1 --namespace "+m.name+" ")
+	flags := append([]string{"--set", "accessGrant.installCRD=false", "--set-string", "clusterKeyHash="}, m.flags...)
+	if err := b.shell(ctx, b.c2, line+" "+deploy.Quote(flags)); err != nil {
+		return err
+	}
+	if m.spoil != nil {
+		return m.spoil(ctx, b, m.name)
+	}
+	return nil
+}
+
+// withoutRights takes the pod's rights away, and has it start anew.
+func withoutRights(ctx context.Context, b *bed, namespace string) error {
+	if err := b.c2.Kubectl(ctx, nil, "--namespace", namespace, "delete", "rolebinding", "--selector", deploy.Selector).OK(); err != nil {
+		return err
+	}
+	return b.c2.Kubectl(ctx, nil, "--namespace", namespace, "delete", "pod", "--selector", deploy.PodSelector).OK()
+}
+
+// unready waits until the one node pod of a namespace that is not ready has said
+// all of that in one of its Events, and returns what it has said.
+func (b *bed) unready(ctx context.Context, c *lab.Cluster, namespace string, said []string) (string, error) {
+	var found string
+	err := lab.Eventually(ctx, func(ctx context.Context) error {
+		var events struct {
+			Items []struct {
+				Reason, Message string
+				InvolvedObject  struct{ Kind, Name string }
+			}
+		}
+		if err := c.Object(ctx, "/api/v1/namespaces/"+namespace+"/events", &events); err != nil {
+			return err
+		}
+		var all []string
+		for _, e := range events.Items {
+			if e.InvolvedObject.Kind != "Pod" || e.Reason == "Unhealthy" {
+				continue
+			}
+			if want(e.Message, said...) == nil {
+				found = e.Reason + ": " + e.Message
+				return nil
+			}
+			all = append(all, e.Reason+": "+e.Message)
+		}
+		return fmt.Errorf("no Event of a pod says all of %q:\n%s", said, strings.Join(all, "\n"))
+	})
+	if err != nil {
+		return "", err
+	}
+	// Long enough for two probes: what was ready for a moment is not.
+	if err := sleep(ctx, 12*time.Second); err != nil {
+		return found, err
+	}
+	pods, err := c.Pods(ctx, namespace, deploy.PodSelector)
+	if err != nil {
+		return found, err
+	}
+	unready := 0
+	for _, p := range pods {
+		if !p.Ready() {
+			unready++
+		}
+		for _, s := range p.Status.ContainerStatuses {
+			if s.RestartCount > 0 {
+				return found, fmt.Errorf("it was restarted %d times", s.RestartCount)
+			}
+		}
+	}
+	if unready != 1 {
+		return found, fmt.Errorf("%d of %d pods are not ready, want one", unready, len(pods))
+	}
+	return found, nil
+}
+
+// noEgress cuts one machine of the first cluster off from the internet: its node
+// pod says so and is not ready, until it is back.
+func (b *bed) noEgress(ctx context.Context) error {
+	pods, err := nodePods(ctx, b.c1)
+	if err != nil {
+		return err
+	}
+	m, err := b.c1.Machine(pods[0].Spec.NodeName)
+	if err != nil {
+		return err
+	}
+	if err := m.Firewall(ctx, "203.0.113.0/24"); err != nil {
+		return err
+	}
+	b.check(ctx, "no egress", via{}, 3*time.Minute, func(ctx context.Context) (string, error) {
+		return b.unready(ctx, b.c1, deploy.Name, []string{lab.RelayHost, "unreachable"})
+	})
+	if err := m.Firewall(ctx, ""); err != nil {
+		return err
+	}
+	b.check(ctx, "egress again: ready again", via{}, 2*time.Minute, func(ctx context.Context) (string, error) {
+		return "", lab.Eventually(ctx, func(ctx context.Context) error { return nodesReady(ctx, b.c1, len(pods)) })
+	})
+	return nil
+}
