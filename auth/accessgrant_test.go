@@ -120,7 +120,7 @@ func TestDecideWithAccessGrants(t *testing.T) {
 			ports: []uint16{443, 8443}, until: "2026-03-02T10:00:00Z", rule: "devs", grant: "g"},
 		"openers of an open cluster": {policy: strings.TrimPrefix(closed, "closed: true\n"), edit: sre, reason: ReasonPolicy},
 
-		"closed, a rule admits nobody": {policy: closed, reason: ReasonClosed, text: "alice@example.com is in group developers; openers: group sre and subjects carol, dave", hint: "zt-daemon request"},
+		"closed, a rule admits nobody": {policy: closed, reason: ReasonClosed, text: "alice@example.com is in group developers; openers: group sre", hint: "zt-daemon request"},
 		"closed, nobody opens":         {policy: "closed: true\n" + open, reason: ReasonClosed, text: "names no openers"},
 		"closed, openers elsewhere":    {policy: two + "closed: true\nopeners: [{issuer: https://login.example.org, groups: [sre]}]\n", reason: ReasonClosed, text: "of another issuer"},
 		"closed, an opener":            {policy: closed, edit: sre, ports: []uint16{443}, rule: "sre"},

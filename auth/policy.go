@@ -562,28 +562,21 @@ func (p *Policy) admittedList(id *Identity) string {
 	return "admitted: " + policyNames("group", slices.Sorted(maps.Keys(groups)))
 }
 
-// openerList names who reaches the closed cluster from id's issuer.
+// openerList names the groups that reach the closed cluster from id's issuer. Who
+// is an opener by uid is nobody else's business.
 func (p *Policy) openerList(id *Identity) string {
-	var groups, subjects []string
+	var groups []string
 	for _, o := range p.openers {
 		if o.Issuer == id.Issuer {
-			groups, subjects = append(groups, o.Groups...), append(subjects, o.Subjects...)
+			groups = append(groups, o.Groups...)
 		}
 	}
-	var lists []string
-	if len(groups) > 0 {
-		slices.Sort(groups)
-		lists = append(lists, policyNames("group", slices.Compact(groups)))
-	}
-	if len(subjects) > 0 {
-		slices.Sort(subjects)
-		lists = append(lists, policyNames("subject", slices.Compact(subjects)))
-	}
+	slices.Sort(groups)
 	switch {
-	case len(lists) > 0:
-		return "openers: " + strings.Join(lists, " and ")
+	case len(groups) > 0:
+		return "openers: " + policyNames("group", slices.Compact(groups))
 	case len(p.openers) > 0:
-		return "its openers are named by claim or of another issuer"
+		return "its openers are named one by one, or of another issuer"
 	}
 	return "its policy names no openers"
 }

@@ -29,7 +29,8 @@ const (
 )
 
 // AccessEvent is somebody's request for access as a node wrote it into an Event.
-// The node verified who asks; Name and Reason are that person's words.
+// The node verified who asks: Issuer and Subject. Name and Reason may be that
+// person's own words.
 type AccessEvent struct {
 	Time    time.Time     `json:"time"`
 	Name    string        `json:"name"` // for people
@@ -43,7 +44,7 @@ type AccessEvent struct {
 func (e AccessEvent) event() kube.Event {
 	return kube.Event{
 		Reason:  accessEventReason,
-		Message: fmt.Sprintf("%s asks for access for %s: %s", e.Name, e.For, e.Reason),
+		Message: fmt.Sprintf("%s (subject %s of %s) asks for access for %s: %s", e.Name, e.Subject, e.Issuer, e.For, e.Reason),
 		Annotations: map[string]string{
 			accessEventPrefix + "issuer": e.Issuer, accessEventPrefix + "subject": e.Subject, accessEventPrefix + "name": e.Name,
 			accessEventPrefix + "for": e.For.String(), accessEventPrefix + "reason": e.Reason,
@@ -112,9 +113,10 @@ func parseAccessEvent(item []byte) (AccessEvent, error) {
 	return e, nil
 }
 
-// GrantName is the name of the AccessGrant that answers e: the same each time.
+// GrantName is the name of the AccessGrant that answers e: the same each time, and
+// nothing that the person chose.
 func (e AccessEvent) GrantName() string {
-	who, _, _ := strings.Cut(strings.ToLower(e.Name), "@")
+	who, _, _ := strings.Cut(strings.ToLower(e.Subject), "@")
 	who = strings.Map(func(r rune) rune {
 		if 'a' <= r && r <= 'z' || '0' <= r && r <= '9' {
 			return r
@@ -131,7 +133,7 @@ func (e AccessEvent) GrantName() string {
 func (e AccessEvent) AccessGrant(now time.Time) string {
 	now = now.UTC().Truncate(time.Second)
 	b := new(strings.Builder)
-	fmt.Fprintf(b, "apiVersion: %s\nkind: %s\nmetadata:\n  name: %s\nspec:\n", auth.AccessGrantAPI, auth.AccessGrantKind, e.GrantName())
+	fmt.Fprintf(b, "apiVersion: %s\nkind: %s\nmetadata:\n  name: %q\nspec:\n", auth.AccessGrantAPI, auth.AccessGrantKind, e.GrantName())
 	for _, f := range []struct{ name, text string }{
 		{"issuer", e.Issuer}, {"subject", e.Subject}, {"reason", e.Reason},
 		{"notBefore", now.Format(time.RFC3339)}, {"notAfter", now.Add(e.For.Std()).Format(time.RFC3339)},

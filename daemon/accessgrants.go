@@ -560,9 +560,9 @@ func (g *accessGrants) writeStatus(ctx context.Context, name string) error {
 	defer g.mu.Unlock()
 	if h := g.held[name]; h != nil && h.uid == uid {
 		h.written, h.phaseAt, h.failed = entry, entry.Phase, 0
-		h.due = wallClock().Add(grantUseInterval)
-		if h.phase != entry.Phase { // it moved on meanwhile
-			h.due = wallClock()
+		h.due = wallClock()
+		if entry.LastUsed != "" && h.phase == entry.Phase { // the first use is told at once, as is what moved on meanwhile
+			h.due = h.due.Add(grantUseInterval)
 		}
 	}
 	return nil

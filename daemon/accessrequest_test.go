@@ -83,7 +83,7 @@ func TestRequestAccess(t *testing.T) {
 	if err != nil || r.Admitted || r.Detail != "" {
 		t.Fatalf("got %+v, %v", r, err)
 	}
-	k.event("AccessRequested", `alice@example.test asks for access for 1h30m: disk is full; "$(reboot)" 'x'`)
+	k.event("AccessRequested", `alice@example.test (subject user-alice of `+o.issuer.URL()+`) asks for access for 1h30m: disk is full; "$(reboot)" 'x'`)
 	note := k.requested()
 	want := map[string]any{
 		prefix + "issuer": o.issuer.URL(), prefix + "subject": note[prefix+"subject"], prefix + "name": "alice@example.test",

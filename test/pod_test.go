@@ -415,7 +415,7 @@ func (p *pod) accessRequest() {
 			p.t.Fatalf("%v, stdout %q, want %q", err, r.Stdout, want)
 		}
 	}
-	p.event("Normal", "AccessRequested", "alice@example.test asks for access for 30m: "+reason)
+	p.event("Normal", "AccessRequested", ") asks for access for 30m: "+reason)
 
 	// The rights of openers, as deploy/README.md gives them.
 	p.kubectl("", "create", "clusterrole", "zt-opener", "--verb=get,list,watch,create,patch,delete", "--resource=accessgrants.access.zt-daemon.io")

@@ -19,7 +19,11 @@ const requestsLong = `List who asks for access to the cluster NAME, and print fo
 that grants it: an AccessGrant from now on, for as long as they ask.
 
 The list is read by kubectl, with your own rights, from the Events of the
-namespace that zt runs in. Kubernetes forgets an Event after an hour.`
+namespace that zt runs in. Kubernetes forgets an Event after an hour.
+
+Decide by the subject: the node verified it with its issuer. The name can be what
+the person calls themselves, and whoever may write Events in that namespace can
+write one that no node wrote.`
 
 func requestsCommand(env *environment) *cobra.Command {
 	var kube daemon.KubeContext
@@ -31,7 +35,7 @@ func requestsCommand(env *environment) *cobra.Command {
 		Long:  requestsLong,
 		Example: `  zt-daemon requests c1
   zt-daemon requests c1 --context admin@c1   # by another way than zt
-  zt-daemon requests c1 -o json | jq '.[0].accessGrant' | kubectl --context zt-c1 apply -f -`,
+  zt-daemon requests c1 -o json | jq '.[] | select(.subject == "248289761001").accessGrant' | kubectl --context zt-c1 apply -f -`,
 		Args: withArgs(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := auth.ValidName(args[0]); err != nil {
@@ -82,9 +86,9 @@ func printRequestsJSON(env *environment, requests []daemon.AccessEvent, now time
 }
 
 func printRequests(env *environment, kube daemon.KubeContext, requests []daemon.AccessEvent, now time.Time) error {
-	rows := [][]string{{"ASKED", "WHO", "FOR", "REASON"}}
+	rows := [][]string{{"ASKED", "SUBJECT", "NAME", "FOR", "REASON"}}
 	for _, r := range requests {
-		rows = append(rows, []string{relative(r.Time, now), r.Name, r.For.String(), r.Reason})
+		rows = append(rows, []string{relative(r.Time, now), r.Subject, r.Name, r.For.String(), r.Reason})
 	}
 	if err := table(env.stdout, rows); err != nil {
 		return err
@@ -97,7 +101,7 @@ func printRequests(env *environment, kube daemon.KubeContext, requests []daemon.
 	for _, r := range requests {
 		// The delimiter is quoted, so the shell leaves the lines alone; none of them
 		// is the delimiter.
-		fmt.Fprintf(env.stdout, "\n# %s for %s:\n%s <<'EOF'\n%sEOF\n", printable(r.Name), r.For, apply, r.AccessGrant(now))
+		fmt.Fprintf(env.stdout, "\n# subject %s of %s for %s:\n%s <<'EOF'\n%sEOF\n", printable(r.Subject), printable(r.Issuer), r.For, apply, r.AccessGrant(now))
 	}
 	return nil
 }
