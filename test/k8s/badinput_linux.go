@@ -59,14 +59,14 @@ func mistakes(policy string) []mistake {
 // describe` shows of its pod: what is wrong and what to do. The pod must not be
 // ready, and must not have been restarted.
 func badInput(ctx context.Context, b *bed) error {
-	var policy struct{ Data map[string]string }
-	if err := b.c2.Object(ctx, "/api/v1/namespaces/"+deploy.Name+"/configmaps/"+deploy.PolicyConfigMap, &policy); err != nil {
+	policy, err := b.policy(ctx)
+	if err != nil {
 		return err
 	}
 	if err := b.removeCluster(ctx); err != nil {
 		return err
 	}
-	all := mistakes(policy.Data["policy.yaml"])
+	all := mistakes(policy)
 	g, making := errgroup.WithContext(ctx)
 	g.SetLimit(3)
 	for _, m := range all {
@@ -151,11 +151,10 @@ func withoutRights(ctx context.Context, b *bed, namespace string) error {
 	return b.c2.Kubectl(ctx, nil, "--namespace", namespace, "delete", "pod", "--selector", deploy.PodSelector).OK()
 }
 
-// unready waits until the one node pod of a namespace that is not ready has said
-// all of that in one of its Events, and returns what it has said.
-func (b *bed) unready(ctx context.Context, c *lab.Cluster, namespace string, said []string) (string, error) {
-	var found string
-	err := lab.Eventually(ctx, func(ctx context.Context) error {
+// event waits until an Event of a pod in that namespace says all of that, and
+// returns it.
+func (b *bed) event(ctx context.Context, c *lab.Cluster, namespace string, said ...string) (found string, err error) {
+	err = lab.Eventually(ctx, func(ctx context.Context) error {
 		var events struct {
 			Items []struct {
 				Reason, Message string
@@ -170,14 +169,20 @@ func (b *bed) unready(ctx context.Context, c *lab.Cluster, namespace string, sai
 			if e.InvolvedObject.Kind != "Pod" || e.Reason == "Unhealthy" {
 				continue
 			}
-			if want(e.Message, said...) == nil {
-				found = e.Reason + ": " + e.Message
+			if found = e.Reason + ": " + e.Message; want(e.Message, said...) == nil {
 				return nil
 			}
-			all = append(all, e.Reason+": "+e.Message)
+			all = append(all, found)
 		}
 		return fmt.Errorf("no Event of a pod says all of %q:\n%s", said, strings.Join(all, "\n"))
 	})
+	return found, err
+}
+
+// unready waits until the one node pod of a namespace that is not ready has said
+// all of that in one of its Events, and returns what it has said.
+func (b *bed) unready(ctx context.Context, c *lab.Cluster, namespace string, said []string) (string, error) {
+	found, err := b.event(ctx, c, namespace, said...)
 	if err != nil {
 		return "", err
 	}

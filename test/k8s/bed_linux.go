@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,7 @@ const (
 	thirdNAT  = "203.0.113.34"
 
 	aliceUID  = 1000
+	olgaUID   = 1001
 	nodeImage = "registry.test/zt-daemon:lab"
 	// play is the namespace in which alice does everything.
 	play = "play"
@@ -145,7 +147,10 @@ func raise(ctx context.Context, l *lab.Lab, quick bool) (*bed, error) {
 }
 
 func everybody() []issuer.User {
-	all := []issuer.User{{Name: "alice", DisplayName: "Alice", Email: "alice@example.test", EmailVerified: true, Groups: []string{"developers"}}}
+	all := []issuer.User{
+		{Name: "alice", DisplayName: "Alice", Email: "alice@example.test", EmailVerified: true, Groups: []string{"developers"}},
+		{Name: "olga", DisplayName: "Olga", Email: "olga@example.test", EmailVerified: true, Groups: []string{"sre"}},
+	}
 	for i := range people {
 		name := fmt.Sprintf("person%02d", i+1)
 		all = append(all, issuer.User{Name: name, DisplayName: name, Email: name + "@example.test", EmailVerified: true, Groups: []string{"developers"}})
@@ -208,7 +213,7 @@ func (b *bed) admin(k *lab.Kubernetes, site *lab.Site) *lab.Laptop {
 }
 
 // addCluster is `zt-daemon cluster add`, which makes key, policy and record. It
-// returns the line that installs the nodes.
+// returns the line that installs the nodes, or has them take what is new.
 func (b *bed) addCluster(ctx context.Context, c *lab.Cluster, flags ...string) (line string, err error) {
 	args := []string{"cluster", "add", c.Name, "--context", "admin", "--api-client-id", issuer.APIServerClient, "--group", "developers", "--image", nodeImage}
 	r := b.admin(c.Kubernetes, c.Site).ZT(ctx, append(args, flags...)...)
@@ -216,12 +221,11 @@ func (b *bed) addCluster(ctx context.Context, c *lab.Cluster, flags ...string) (
 		return "", err
 	}
 	for text := range strings.Lines(r.Stdout) {
-		if text = strings.TrimSpace(text); strings.HasPrefix(text, "helm install ") {
-			b.installed[c.Name] = text
+		if text = strings.TrimSpace(text); strings.HasPrefix(text, "helm ") {
 			return text, nil
 		}
 	}
-	return "", fmt.Errorf("cluster add printed no line that installs: %v", r)
+	return "", fmt.Errorf("cluster add printed no line for Helm: %v, stdout: %s", r, r.Stdout)
 }
 
 // shell runs a line that a person was told to type, as the cluster's
@@ -276,9 +280,10 @@ func (b *bed) apply(ctx context.Context, c *lab.Cluster, manifests string) error
 	return c.Kubectl(ctx, strings.NewReader(manifests), "apply", "-f", "-").OK()
 }
 
-// nodePods are the cluster's zt pods.
+// nodePods are the cluster's zt pods, but those that are being deleted.
 func nodePods(ctx context.Context, c *lab.Cluster) ([]lab.Pod, error) {
 	pods, err := c.Pods(ctx, deploy.Name, deploy.PodSelector)
+	pods = slices.DeleteFunc(pods, func(p lab.Pod) bool { return p.Metadata.DeletionTimestamp != nil })
 	if err == nil && len(pods) == 0 {
 		err = errors.New("there are no node pods")
 	}

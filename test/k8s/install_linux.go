@@ -44,6 +44,7 @@ func firstAnswer(ctx context.Context, b *bed) error {
 	if err != nil {
 		return err
 	}
+	b.installed[b.c2.Name] = second
 	if err := want(second, "mode=daemonset", "node-role.kubernetes.io/control-plane"); err != nil {
 		return fmt.Errorf("cluster add has not seen the control plane: %w", err)
 	}

@@ -104,8 +104,11 @@ func vmRSS(pid int) (int64, error) {
 // onlyPod is the second cluster's one node pod.
 func (b *bed) onlyPod(ctx context.Context) (lab.Pod, error) {
 	pods, err := nodePods(ctx, b.c2)
-	if err != nil || len(pods) != 1 {
-		return lab.Pod{}, errors.Join(err, fmt.Errorf("%d node pods in %s, want one", len(pods), b.c2.Name))
+	if err == nil && len(pods) != 1 {
+		err = fmt.Errorf("%d node pods in %s, want one", len(pods), b.c2.Name)
+	}
+	if err != nil {
+		return lab.Pod{}, err
 	}
 	return pods[0], nil
 }
@@ -158,7 +161,7 @@ func fiftyPeople(ctx context.Context, b *bed) error {
 		return err
 	}
 	b.check(ctx, fmt.Sprintf("resident memory of a node with %d people connected and quiet", people), via{}, time.Minute, func(ctx context.Context) (string, error) {
-		connected, err := b.laptopsAt(ctx, pod)
+		connected, err := b.metric(ctx, "zt_daemon_laptops")
 		if err != nil {
 			return "", err
 		}
@@ -175,18 +178,22 @@ func fiftyPeople(ctx context.Context, b *bed) error {
 	return nil
 }
 
-// laptopsAt asks a node's metrics how many laptops it has admitted.
-func (b *bed) laptopsAt(ctx context.Context, pod lab.Pod) (int, error) {
+// metric asks the second cluster's one node for a gauge.
+func (b *bed) metric(ctx context.Context, name string) (int, error) {
+	pod, err := b.onlyPod(ctx)
+	if err != nil {
+		return 0, err
+	}
 	r := b.c2.Kubectl(ctx, nil, "get", "--raw", "/api/v1/namespaces/"+pod.Metadata.Namespace+"/pods/"+pod.Metadata.Name+":9090/proxy/metrics")
 	if err := r.OK(); err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(r.Stdout) {
-		if n, ok := strings.CutPrefix(line, "zt_daemon_laptops "); ok {
+		if n, ok := strings.CutPrefix(line, name+" "); ok {
 			return strconv.Atoi(strings.TrimSpace(n))
 		}
 	}
-	return 0, errors.New("the node's metrics have no zt_daemon_laptops")
+	return 0, fmt.Errorf("the node's metrics have no %s", name)
 }
 
 // eightStreams moves bytes each way through the second cluster's one node, as
