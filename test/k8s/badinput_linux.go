@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -28,14 +29,18 @@ type mistake struct {
 	policy string
 	// spoil is done to the namespace once the pod is there.
 	spoil func(ctx context.Context, b *bed, namespace string) error
-	// said is what the pod's Events must say, what is wrong and what to do.
+	// headless has the Secret hold no head: with one, a node finds its relays even
+	// when the address of the one that it was given is wrong.
+	headless bool
+	// said is what the pod must say in its Events or its log: what is wrong and
+	// what to do.
 	said []string
 }
 
 const (
 	nowhere       = "203.0.113.99" // nobody has that address
 	removedName   = "gone"
-	anotherNet    = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	anotherNet    = "nbswy3dpeb3w64tmmqqho2dfojssa5dp"
 	upstreamNoOne = lab.ClusterHost + ":6444"
 )
 
@@ -43,12 +48,12 @@ const (
 // pod has that of its machine.
 func mistakes(policy string) []mistake {
 	return []mistake{
-		{name: "relay-address", policy: policy, flags: []string{"--set-string", "relay=https://" + nowhere}, said: []string{nowhere, "`relay`"}},
-		{name: "network-id", policy: policy, flags: []string{"--set-string", "network=" + anotherNet}, said: []string{"network", "cluster add"}},
+		{name: "relay-address", policy: policy, flags: []string{"--set-string", "relay=https://" + nowhere}, headless: true, said: []string{nowhere, "`relay`"}},
+		{name: "network-id", policy: policy, flags: []string{"--set-string", "network=" + anotherNet}, headless: true, said: []string{"`network`", "cluster add"}},
 		{name: "key-of-another", policy: policy, cluster: "c1", said: []string{"key", "cluster add c2"}},
 		{name: "removed", policy: policy, cluster: removedName, flags: []string{"--set-string", "cluster=" + removedName}, said: []string{"removed", "cluster add " + removedName}},
 		{name: "issuer-away", policy: strings.ReplaceAll(policy, lab.IssuerHost, nowhere), said: []string{"issuer", nowhere, "policy"}},
-		{name: "no-rights", policy: policy, spoil: withoutRights, said: []string{"may not", "RBAC"}},
+		{name: "no-rights", policy: policy, spoil: withoutRights, said: []string{"has no right", "Role of the service account"}},
 		{name: "policy-absent", said: []string{"there is no policy", "cluster add"}},
 		{name: "policy-broken", policy: policy + "\nrulez: []\n", said: []string{"rulez", "mend it"}},
 		{name: "upstream-down", policy: policy, flags: []string{"--set-string", "upstream=" + upstreamNoOne}, said: []string{upstreamNoOne, "upstream"}},
@@ -56,8 +61,8 @@ func mistakes(policy string) []mistake {
 }
 
 // badInput makes every mistake at once, and looks for each in what `kubectl
-// describe` shows of its pod: what is wrong and what to do. The pod must not be
-// ready, and must not have been restarted.
+// describe` or `kubectl logs` shows of its pod: what is wrong and what to do. The
+// pod must not be ready.
 func badInput(ctx context.Context, b *bed) error {
 	policy, err := b.policy(ctx)
 	if err != nil {
@@ -80,8 +85,12 @@ func badInput(ctx context.Context, b *bed) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	// Long enough for who could become ready, which would be wrong, to do so.
+	if err := sleep(ctx, 20*time.Second); err != nil {
+		return err
+	}
 	for _, m := range all {
-		b.check(ctx, m.name, via{}, 2*time.Minute, func(ctx context.Context) (string, error) { return b.unready(ctx, b.c2, m.name, m.said) })
+		b.check(ctx, m.name, via{}, 30*time.Second, func(ctx context.Context) (string, error) { return b.unready(ctx, b.c2, m.name, m.said) })
 	}
 	return b.noEgress(ctx)
 }
@@ -117,6 +126,9 @@ func (b *bed) make(ctx context.Context, m mistake) error {
 		}
 		secret["data"].(map[string]any)["cluster.key"] = key
 	}
+	if m.headless {
+		delete(secret["data"].(map[string]any), "head.jws")
+	}
 	objects := []any{
 		map[string]any{"apiVersion": "v1", "kind": "Namespace", "metadata": map[string]any{"name": m.name, "labels": map[string]string{"pod-security.kubernetes.io/enforce": "restricted"}}},
 		secret,
@@ -151,64 +163,87 @@ func withoutRights(ctx context.Context, b *bed, namespace string) error {
 	return b.c2.Kubectl(ctx, nil, "--namespace", namespace, "delete", "pod", "--selector", deploy.PodSelector).OK()
 }
 
-// event waits until an Event of a pod in that namespace says all of that, and
-// returns it.
+// event waits until an Event in that namespace says all of that, and returns it.
 func (b *bed) event(ctx context.Context, c *lab.Cluster, namespace string, said ...string) (found string, err error) {
 	err = lab.Eventually(ctx, func(ctx context.Context) error {
-		var events struct {
-			Items []struct {
-				Reason, Message string
-				InvolvedObject  struct{ Kind, Name string }
-			}
-		}
-		if err := c.Object(ctx, "/api/v1/namespaces/"+namespace+"/events", &events); err != nil {
-			return err
-		}
-		var all []string
-		for _, e := range events.Items {
-			if e.InvolvedObject.Kind != "Pod" || e.Reason == "Unhealthy" {
-				continue
-			}
-			if found = e.Reason + ": " + e.Message; want(e.Message, said...) == nil {
-				return nil
-			}
-			all = append(all, found)
-		}
-		return fmt.Errorf("no Event of a pod says all of %q:\n%s", said, strings.Join(all, "\n"))
+		found, err = findEvent(ctx, c, namespace, said)
+		return err
 	})
 	return found, err
 }
 
-// unready waits until the one node pod of a namespace that is not ready has said
-// all of that in one of its Events, and returns what it has said.
-func (b *bed) unready(ctx context.Context, c *lab.Cluster, namespace string, said []string) (string, error) {
-	found, err := b.event(ctx, c, namespace, said...)
-	if err != nil {
+// findEvent looks for an Event that says all of that; Events of failed probes say
+// nothing of their own.
+func findEvent(ctx context.Context, c *lab.Cluster, namespace string, said []string) (string, error) {
+	var events struct {
+		Items []struct{ Reason, Message string }
+	}
+	if err := c.Object(ctx, "/api/v1/namespaces/"+namespace+"/events", &events); err != nil {
 		return "", err
 	}
-	// Long enough for two probes: what was ready for a moment is not.
-	if err := sleep(ctx, 12*time.Second); err != nil {
-		return found, err
-	}
-	pods, err := c.Pods(ctx, namespace, deploy.PodSelector)
-	if err != nil {
-		return found, err
-	}
-	unready := 0
-	for _, p := range pods {
-		if !p.Ready() {
-			unready++
+	var all []string
+	for _, e := range events.Items {
+		if e.Reason == "Unhealthy" {
+			continue
 		}
-		for _, s := range p.Status.ContainerStatuses {
-			if s.RestartCount > 0 {
-				return found, fmt.Errorf("it was restarted %d times", s.RestartCount)
+		text := e.Reason + ": " + e.Message
+		if want(e.Message, said...) == nil {
+			return text, nil
+		}
+		all = append(all, text)
+	}
+	return "", fmt.Errorf("no Event says all of %q:\n%s", said, strings.Join(all, "\n"))
+}
+
+// findLog looks for a line of the pods' logs that says all of that. A program
+// that ended has its hint in the line after.
+func findLog(ctx context.Context, c *lab.Cluster, namespace string, said []string) (string, error) {
+	var all string
+	for _, previous := range []string{"--previous=false", "--previous"} {
+		r := c.Kubectl(ctx, nil, "--namespace", namespace, "logs", "--selector", deploy.PodSelector, "--tail=-1", previous)
+		text := strings.ReplaceAll(r.Stdout, "\nzt-daemon: hint: ", "; ")
+		for line := range strings.Lines(text) {
+			if line = strings.TrimSpace(line); want(line, said...) == nil {
+				return "log: " + line, nil
 			}
 		}
+		all += text
 	}
-	if unready != 1 {
-		return found, fmt.Errorf("%d of %d pods are not ready, want one", unready, len(pods))
-	}
-	return found, nil
+	return "", fmt.Errorf("no line of the logs says all of %q:\n%s", said, all)
+}
+
+// unready waits until the one node pod of a namespace that is not ready has said
+// all of that, and returns what it has said. Only a pod whose log says why may
+// have been restarted.
+func (b *bed) unready(ctx context.Context, c *lab.Cluster, namespace string, said []string) (found string, err error) {
+	err = lab.Eventually(ctx, func(ctx context.Context) error {
+		var inEvents, inLogs error
+		if found, inEvents = findEvent(ctx, c, namespace, said); inEvents != nil {
+			if found, inLogs = findLog(ctx, c, namespace, said); inLogs != nil {
+				return errors.Join(inEvents, inLogs)
+			}
+		}
+		pods, err := c.Pods(ctx, namespace, deploy.PodSelector)
+		if err != nil {
+			return err
+		}
+		unready := 0
+		for _, p := range pods {
+			if p.Metadata.DeletionTimestamp == nil && !p.Ready() {
+				unready++
+			}
+			for _, s := range p.Status.ContainerStatuses {
+				if s.RestartCount > 0 && inEvents == nil {
+					return fmt.Errorf("%s was restarted %d times", p.Metadata.Name, s.RestartCount)
+				}
+			}
+		}
+		if unready != 1 {
+			return fmt.Errorf("%s, but %d of %d pods are not ready, want one", found, unready, len(pods))
+		}
+		return nil
+	})
+	return found, err
 }
 
 // noEgress cuts one machine of the first cluster off from the internet: its node
@@ -226,7 +261,7 @@ func (b *bed) noEgress(ctx context.Context) error {
 		return err
 	}
 	b.check(ctx, "no egress", via{}, 3*time.Minute, func(ctx context.Context) (string, error) {
-		return b.unready(ctx, b.c1, deploy.Name, []string{lab.RelayHost, "unreachable"})
+		return b.unready(ctx, b.c1, deploy.Name, []string{lab.RelayHost, "unreachable", "see that this machine reaches the relay"})
 	})
 	if err := m.Firewall(ctx, ""); err != nil {
 		return err
