@@ -33,6 +33,7 @@ var scenes = []scene{
 	{"streams", streams},
 	{"helm", helmReleases},
 	{"several clusters", severalClusters},
+	{"kubeconfig", kubeconfigs},
 	{"fifty people", fiftyPeople},
 	{"eight streams each way", eightStreams},
 	{"policy", policyChanges},
