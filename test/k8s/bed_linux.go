@@ -50,6 +50,8 @@ type bed struct {
 	installed     map[string]string // by cluster: the line that installed its nodes
 	informer      *lab.Process
 	informerBegan time.Time
+	fresh         *lab.Cluster // nil until a scene wants it
+	images        []string     // archives that every machine has
 
 	scene string // being played
 	table table
@@ -102,6 +104,7 @@ func raise(ctx context.Context, l *lab.Lab, quick bool) (*bed, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.images = append(images, node)
 	network, err := l.NewNetwork(ctx)
 	if err != nil {
 		return nil, err
@@ -130,7 +133,7 @@ func raise(ctx context.Context, l *lab.Lab, quick bool) (*bed, error) {
 		g.Go(func() (err error) {
 			*into, err = l.StartCluster(starting, lab.ClusterConfig{
 				Name: name, Program: kubernetes, Site: site, Machines: machines,
-				Images: append(images, node), Issuer: b.Issuer.For(issuer.APIServerClient),
+				Images: b.images, Issuer: b.Issuer.For(issuer.APIServerClient),
 			})
 			return err
 		})

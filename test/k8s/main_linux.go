@@ -39,6 +39,7 @@ var scenes = []scene{
 	{"policy", policyChanges},
 	{"access", access},
 	{"new key", newKey},
+	{"joining", joining},
 	{"informer", informerSaw},
 	{"drain", drain},
 	{"bad input", badInput},
