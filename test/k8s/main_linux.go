@@ -40,6 +40,7 @@ var scenes = []scene{
 	{"access", access},
 	{"new key", newKey},
 	{"joining", joining},
+	{"the page's commands", pageCommands},
 	{"informer", informerSaw},
 	{"drain", drain},
 	{"bad input", badInput},
