@@ -220,10 +220,11 @@ func (c *clusterAccess) open(ctx context.Context) (*netstack.Conn, error) {
 	// The node may be gone, have started anew, or be slow.
 	c.move(e.ID)
 	c.m.wg.Go(func() { c.buryDead(e) })
-	if e, err = c.ensure(ctx); err != nil {
+	next, err := c.ensure(ctx)
+	if err != nil {
 		return nil, err
 	}
-	return c.dialNode(ctx, e, handshakeTimeout)
+	return c.dialNode(ctx, next, handshakeTimeout)
 }
 
 func (c *clusterAccess) dialNode(ctx context.Context, e *laptopEdge, patience time.Duration) (*netstack.Conn, error) {
