@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"debug/elf"
 	"fmt"
 	"maps"
 	"os/exec"
@@ -21,6 +22,9 @@ const sandboxImage = "registry.test/pause:1"
 func (l *Lab) WritePodImages(ctx context.Context, more map[string]string) (files []string, err error) {
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
+		return nil, fmt.Errorf("write images of pods: %w (Debian: apt-get install busybox-static)", err)
+	}
+	if err := static(busybox); err != nil {
 		return nil, fmt.Errorf("write images of pods: %w (Debian: apt-get install busybox-static)", err)
 	}
 	r := l.Run(ctx, Command{Name: "busybox", Args: []string{busybox, "--list"}})
@@ -49,4 +53,19 @@ func (l *Lab) WritePodImages(ctx context.Context, more map[string]string) (files
 		files = append(files, file)
 	}
 	return files, nil
+}
+
+// static is nil if an executable needs no other file to run.
+func static(program string) error {
+	f, err := elf.Open(program)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fmt.Errorf("%s is linked dynamically", program)
+		}
+	}
+	return nil
 }
