@@ -220,7 +220,7 @@ func accessNotices(ctx context.Context, b *bed) error {
 	var end time.Time
 	b.check(ctx, "an AccessGrant of 20 s: alice is in, until it ends", via{kubectl: b.kubectls[0]}, time.Minute, func(ctx context.Context) (string, error) {
 		end = time.Now().Add(short).Truncate(time.Second)
-		if err := kubectl(ctx, accessGrant("short", developers, reason, 0, short), "create", "-f", "-").OK(); err != nil {
+		if err := kubectl(ctx, accessGrant("twenty-seconds", developers, reason, 0, short), "create", "-f", "-").OK(); err != nil {
 			return "", err
 		}
 		w, err := b.open(ctx, "watch-short")
@@ -237,15 +237,15 @@ func accessNotices(ctx context.Context, b *bed) error {
 		return cut(ctx, w, end)
 	})
 	b.check(ctx, "Events say when it began and ended", via{}, 30*time.Second, func(ctx context.Context) (string, error) {
-		if _, err := told(ctx, b.c2, "AccessGranted", "AccessGrant short admits group developers", reason); err != nil {
+		if _, err := told(ctx, b.c2, "AccessGranted", "AccessGrant twenty-seconds admits group developers", reason); err != nil {
 			return "", err
 		}
-		return told(ctx, b.c2, "AccessExpired", "AccessGrant short of group developers ended")
+		return told(ctx, b.c2, "AccessExpired", "AccessGrant twenty-seconds of group developers ended")
 	})
 	b.check(ctx, "kubectl get accessgrants shows that it is over, and who used it", via{}, time.Minute, func(ctx context.Context) (string, error) {
 		return says(ctx, func(ctx context.Context) lab.Result {
 			return kubectl(ctx, "", "get", "accessgrants", "-o", "wide", "--no-headers")
-		}, "short", "Expired", "developers", "alice@example.test", reason)
+		}, "twenty-seconds", "Expired", "developers", "alice@example.test", reason)
 	})
 	b.check(ctx, "deleted while it lasts: an Event says so", via{}, time.Minute, func(ctx context.Context) (string, error) {
 		if err := kubectl(ctx, accessGrant("brief", alice, reason, 0, 10*time.Minute), "create", "-f", "-").OK(); err != nil {
