@@ -51,6 +51,7 @@ func (b *bed) clear(ctx context.Context, c *lab.Cluster) error {
 		b.shell(ctx, c, "helm uninstall zt --namespace "+deploy.Name+" --kube-context admin --ignore-not-found --wait"),
 		c.Kubectl(ctx, nil, "delete", "namespace", deploy.Name, "--ignore-not-found").OK(),
 		c.Kubectl(ctx, nil, "delete", "customresourcedefinition", "accessgrants.access.zt-daemon.io", "--ignore-not-found").OK(),
+		c.Kubectl(ctx, nil, "delete", "clusterroles,clusterrolebindings", "--selector", deploy.Selector, "--ignore-not-found").OK(), // without Helm nothing else takes them along
 	)
 }
 

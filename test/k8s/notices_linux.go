@@ -190,6 +190,7 @@ func accessNotices(ctx context.Context, b *bed) error {
 	for _, x := range []struct{ what, grant, says string }{
 		{"no reason", accessGrant("bad", alice, "", 0, time.Minute), "reason"},
 		{"a blank reason", accessGrant("bad", alice, " ", 0, time.Minute), "reason"},
+		{"two lines as a reason", accessGrant("bad", alice, "one\ntwo", 0, time.Minute), "must be one line"},
 		{"an end before its beginning", accessGrant("bad", alice, reason, 0, -time.Minute), "notAfter must be later than notBefore"},
 		{"longer than the chart allows", accessGrant("bad", alice, reason, 0, 9*time.Hour), "notAfter may be at most 8h later than notBefore"},
 		{"nobody", accessGrant("bad", "", reason, 0, time.Minute), "name either a subject"},
@@ -203,6 +204,16 @@ func accessNotices(ctx context.Context, b *bed) error {
 			return "", nil
 		})
 	}
+	b.check(ctx, "the API server lets nobody change one", via{}, 15*time.Second, func(ctx context.Context) (string, error) {
+		if err := kubectl(ctx, accessGrant("kept", alice, reason, time.Minute, time.Hour), "create", "-f", "-").OK(); err != nil {
+			return "", err
+		}
+		r := kubectl(ctx, "", "patch", "accessgrant", "kept", "--type=merge", "-p", `{"spec": {"reason": "another"}}`)
+		if err := want(r.Stderr, "an AccessGrant stays as it was made"); err != nil || r.Code == 0 {
+			return "", fmt.Errorf("%w: %v", err, r)
+		}
+		return "", nil
+	})
 	b.check(ctx, "longer than the policy allows: it admits nobody, and says so", via{}, 30*time.Second, func(ctx context.Context) (string, error) {
 		if err := kubectl(ctx, accessGrant("long", developers, reason, 0, 2*time.Hour), "create", "-f", "-").OK(); err != nil {
 			return "", err

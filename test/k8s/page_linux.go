@@ -94,7 +94,7 @@ func pageCommands(ctx context.Context, b *bed) error {
 		s := steps[0]
 		steps = steps[1:]
 		faults := b.table.faults()
-		b.check(ctx, first, via{}, 4*time.Minute, func(ctx context.Context) (string, error) { return "", p.do(ctx, s, x) })
+		b.check(ctx, shortened(first), via{}, 4*time.Minute, func(ctx context.Context) (string, error) { return "", p.do(ctx, s, x) })
 		if b.table.faults() > faults {
 			return errors.New("what follows on the page stands on that")
 		}
@@ -103,6 +103,15 @@ func pageCommands(ctx context.Context, b *bed) error {
 		return fmt.Errorf("deploy/README.md has no block that begins with %q where it is expected", steps[0].begins)
 	}
 	return nil
+}
+
+// shortened is a command that fits into the table.
+func shortened(line string) string {
+	const most = 80
+	if runes := []rune(line); len(runes) > most {
+		return string(runes[:most]) + "…"
+	}
+	return line
 }
 
 // read takes the page apart and writes the files that it shows into a directory
@@ -354,7 +363,7 @@ func (p *page) refused(ctx context.Context) error {
 
 // granted has olga run the command that was printed, and alice enter.
 func (p *page) granted(ctx context.Context, r lab.Result) error {
-	if err := p.hasLines(r, "ASKED", "# alice@example.test for 1h:", "kubectl --context zt-"+freshCluster+" apply -f - <<'EOF'", "kind: AccessGrant"); err != nil {
+	if err := p.hasLines(r, "ASKED ", "# subject user-alice of "+p.Issuer.URL()+" for 1h:", "kubectl --context zt-"+freshCluster+" apply -f - <<'EOF'", "kind: AccessGrant"); err != nil {
 		return err
 	}
 	_, commands, _ := strings.Cut(r.Stdout, "\n# ")
