@@ -15,26 +15,10 @@ import (
 func drain(ctx context.Context, b *bed) error {
 	v := via{kubectl: b.kubectls[0]}
 	b.check(ctx, "every node pod is replaced while kubectl asks", v, 4*time.Minute, func(ctx context.Context) (string, error) {
-		asking, stop := context.WithCancel(ctx)
-		type answers struct {
-			n       int
-			slowest time.Duration
-			fault   error
-		}
-		result := make(chan answers, 1)
-		go func() {
-			var a answers
-			for asking.Err() == nil && a.fault == nil {
-				r := b.lab.Run(ctx, b.kubectl(v, b.c1.Name, "get", "namespaces"))
-				a.fault = r.OK()
-				a.n, a.slowest = a.n+1, max(a.slowest, r.Elapsed)
-			}
-			result <- a
-		}()
+		stop := b.keepAsking(ctx, v, b.c1)
 		err := b.replaceNodes(ctx)
-		stop()
-		a := <-result
-		return fmt.Sprintf("%d answers, the slowest after %s", a.n, a.slowest.Round(time.Millisecond)), errors.Join(err, a.fault)
+		figure, fault := stop()
+		return figure, errors.Join(err, fault)
 	})
 	b.check(ctx, "a stream that is open when its node is asked to go has the grace period", v, 2*time.Minute, func(ctx context.Context) (string, error) {
 		return b.openWhileReplaced(ctx, v)
