@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 )
 
 // OpenStream opens a stream to a cluster's API server as a connection to the
@@ -33,3 +34,6 @@ func (l *Laptop) DropSpare(cluster string) {
 
 // Mute takes the node's UDP socket away; its sessions stay.
 func (n *Node) Mute() { n.transport.Close() }
+
+// Unsent is unsent.
+func Unsent(c *net.TCPConn) int { return unsent(c) }

@@ -120,7 +120,47 @@ func TestFlowEnds(t *testing.T) {
 		c.SetLinger(0)
 		c.Close()
 	}
+	// says sends much, and is gone with a RST once the near kernel has it all.
+	says := func(t *testing.T, from *net.TCPConn) {
+		t.Helper()
+		for range 8 {
+			if _, err := from.Write(load); err != nil {
+				t.Error(err)
+			}
+		}
+		for daemon.Unsent(from) > 0 {
+			time.Sleep(time.Millisecond)
+		}
+		abort(from)
+	}
+	hears := func(t *testing.T, c *net.TCPConn) {
+		t.Helper()
+		time.Sleep(100 * time.Millisecond) // a slow reader
+		if n, err := io.Copy(io.Discard, c); !errors.Is(err, syscall.ECONNRESET) || n != 8<<20 {
+			t.Errorf("read %d bytes, then %v; want %d and then a reset", n, err, 8<<20)
+		}
+	}
 	for name, ends := range map[string]func(t *testing.T, near, far *net.TCPConn){
+		"RST of the API server after much": func(t *testing.T, near, far *net.TCPConn) {
+			go says(t, far)
+			hears(t, near)
+		},
+		"RST of the client after much": func(t *testing.T, near, far *net.TCPConn) {
+			go says(t, near)
+			hears(t, far)
+		},
+		"RST of the API server after much, while the client speaks": func(t *testing.T, near, far *net.TCPConn) {
+			go says(t, far)
+			go func() {
+				for {
+					if _, err := near.Write(load[:1000]); err != nil {
+						return
+					}
+					time.Sleep(time.Millisecond)
+				}
+			}()
+			hears(t, near)
+		},
 		"FIN of the client first": func(t *testing.T, near, far *net.TCPConn) {
 			sends(t, near, far)
 			sends(t, far, near)

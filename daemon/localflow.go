@@ -39,6 +39,7 @@ type localFlow struct {
 	aborted bool
 
 	sent, received atomic.Uint64 // bytes to and from the overlay
+	broken         atomic.Bool   // a side did not take what it was sent
 }
 
 func (f *localFlow) describe() LocalFlow {
@@ -67,8 +68,9 @@ func (f *localFlow) abort() {
 	}
 }
 
-// splice copies both ways until both directions have ended, or one failed.
-// It owns o.
+// splice copies both ways until both directions have ended, or one failed. A side
+// that fails may have said much before: all of it is delivered first, as a kernel
+// does, and then the other side is reset. It owns o.
 func (f *localFlow) splice(o OverlayConn) {
 	f.mu.Lock()
 	f.overlay = o
@@ -78,51 +80,95 @@ func (f *localFlow) splice(o OverlayConn) {
 		o.Reset()
 		return
 	}
-	done := make(chan struct{})
+	done := make(chan error, 1)
 	go func() {
-		defer close(done)
 		if len(f.early) > 0 {
 			if _, err := o.Write(f.early); err != nil {
-				f.abort()
+				done <- f.broke(o, err)
 				return
 			}
 			f.sent.Add(uint64(len(f.early)))
 			f.early = nil
 		}
-		f.carry(o, f.local, &f.sent)
+		done <- f.carry(o, f.local, &f.sent)
 	}()
-	f.carry(f.local, o, &f.received)
-	<-done
+	err := f.carry(f.local, o, &f.received)
+	if err = errors.Join(err, <-done); err != nil {
+		f.drain(f.local)
+		f.drain(o)
+		f.abort()
+		return
+	}
 	f.local.Close()
 	o.Close()
 }
 
 type halfCloser interface{ CloseWrite() error }
 
-// carry copies src to dst; its end becomes dst's end of input, its failure
-// everybody's reset.
-func (f *localFlow) carry(dst, src net.Conn, count *atomic.Uint64) {
+// carry copies src to dst; its end becomes dst's end of input, its failure dst's
+// reset, once dst has what came before. If dst fails, what it said can still be
+// read: that is the other direction's, which then fails too.
+func (f *localFlow) carry(dst, src net.Conn, count *atomic.Uint64) error {
 	b := spliceBuffers.Get().(*[spliceBufferBytes]byte)
 	defer spliceBuffers.Put(b)
 	for {
 		n, err := src.Read(b[:])
 		if n > 0 {
 			if _, werr := dst.Write(b[:n]); werr != nil {
-				f.abort()
-				return
+				return f.broke(dst, werr)
 			}
 			count.Add(uint64(n))
 		}
-		if errors.Is(err, io.EOF) {
-			if h, ok := dst.(halfCloser); !ok || h.CloseWrite() != nil {
-				f.abort()
+		if errors.Is(err, io.EOF) && !f.broken.Load() {
+			if h, ok := dst.(halfCloser); ok {
+				return h.CloseWrite()
 			}
-			return
+			return errors.New("no half-close")
 		} else if err != nil {
+			f.drain(dst)
 			f.abort()
+			return err
+		}
+	}
+}
+
+// broke notes that c failed as it was written to. A kernel tells of a reset once:
+// who reads c now may meet an end of input instead. A c that still says nothing is
+// given up.
+func (f *localFlow) broke(c net.Conn, err error) error {
+	f.broken.Store(true)
+	c.SetReadDeadline(time.Now().Add(drainPatience))
+	return err
+}
+
+const (
+	// drainPatience is how long a side may take over what it was sent, once the
+	// other side is gone.
+	drainPatience = 10 * time.Second
+	drainPoll     = 5 * time.Millisecond
+)
+
+// drain waits until c's other end has all that was written to c, or is gone, or
+// takes too long, or the flow was cut.
+func (f *localFlow) drain(c net.Conn) {
+	for limit := time.Now().Add(drainPatience); !drained(c) && time.Now().Before(limit); time.Sleep(drainPoll) {
+		f.mu.Lock()
+		aborted := f.aborted
+		f.mu.Unlock()
+		if aborted {
 			return
 		}
 	}
+}
+
+func drained(c net.Conn) bool {
+	switch c := c.(type) {
+	case interface{ Drained() bool }:
+		return c.Drained()
+	case *net.TCPConn:
+		return unsent(c) == 0
+	}
+	return true
 }
 
 // resetConn closes c so that its other end receives RST and drops what is unread.

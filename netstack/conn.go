@@ -204,6 +204,18 @@ func (c *Conn) CloseWrite() error {
 	return nil
 }
 
+// Drained reports whether the other side has acknowledged all that was written, or
+// nothing more can reach it. Once it was asked, nothing may be written any more.
+func (c *Conn) Drained() bool {
+	if c.closed.Load() {
+		return true
+	}
+	// gVisor tells only whether there is room in the send buffer: a buffer of one
+	// byte has room when it is empty.
+	c.ep.SocketOptions().SetSendBufferSize(1, true)
+	return c.ep.Readiness(waiter.WritableEvents) != 0
+}
+
 // Reset ends the flow at once, also one that was closed and still has
 // something to send: the other side sees a RST, what was not sent is lost.
 func (c *Conn) Reset() {
