@@ -107,7 +107,7 @@ func pageCommands(ctx context.Context, b *bed) error {
 
 // shortened is a command that fits into the table.
 func shortened(line string) string {
-	const most = 80
+	const most = 100
 	if runes := []rune(line); len(runes) > most {
 		return string(runes[:most]) + "…"
 	}
