@@ -188,8 +188,8 @@ func trainTransport(t *testing.T, relay netip.AddrPort) (*Transport, key.WireGua
 	return tr, peer
 }
 
-// What must arrive in one piece is not sent in two: not beyond the link's MTU,
-// where an ordinary packet is.
+// A packet that must arrive in one piece is sent, on both families, and ordinary
+// ones may be cut again afterwards. That a path refuses it is TestBindWide's.
 func TestWriteWhole(t *testing.T) {
 	checkLeaks(t)
 	for _, network := range []string{"udp4", "udp6"} {
