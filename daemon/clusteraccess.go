@@ -237,17 +237,33 @@ func (c *clusterAccess) dialNode(ctx context.Context, e *laptopEdge, patience ti
 	return conn, nil
 }
 
-// buryDead resets the flows with a node that does not answer at all.
+// buryDead resets the flows with a node that does not answer at all. Silence
+// while the way to the relay does not work says nothing of the node: the flows
+// may outlive it.
 func (c *clusterAccess) buryDead(e *laptopEdge) {
-	conn, err := c.dialNode(c.m.ctx, e, handshakeTimeout)
-	if err == nil {
-		conn.Reset()
-		return
+	var err error
+	for {
+		before, worked, held := e.session.edges.way(e.ID)
+		if !held {
+			return
+		}
+		var conn *netstack.Conn
+		if conn, err = c.dialNode(c.m.ctx, e, handshakeTimeout); err == nil {
+			conn.Reset()
+			return
+		}
+		now, _, held := e.session.edges.way(e.ID)
+		if !held || c.m.ctx.Err() != nil {
+			return
+		}
+		if !errors.Is(err, context.DeadlineExceeded) || worked && now == before {
+			break
+		}
 	}
 	c.mu.Lock()
 	now := c.edge
 	c.mu.Unlock()
-	if c.m.ctx.Err() != nil || now != nil && now.Peer == e.Peer { // whoever dials there next decides
+	if now != nil && now.Peer == e.Peer { // whoever dials there next decides
 		return
 	}
 	c.m.device.RemovePeer(e.Peer)

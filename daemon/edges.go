@@ -156,6 +156,26 @@ func (t *edgeTable) get(id wire.EdgeID) (Edge, bool) {
 	return h.Edge, true
 }
 
+// A way is what the packets of an edge go by. While it stays the same, the relay
+// has answered all along.
+type way struct {
+	hop   *hop
+	turns uint64 // of the link
+}
+
+// way returns the present way of an edge, and whether it works; held is whether
+// there is such an edge at all.
+func (t *edgeTable) way(id wire.EdgeID) (w way, works, held bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.held[id]
+	if h == nil {
+		return way{}, false, false
+	}
+	w = way{h.hop, t.link.turns.Load()}
+	return w, h.hop != nil && t.link.working(), true
+}
+
 // drop forgets an edge and its channel; false: it was not held.
 func (t *edgeTable) drop(id wire.EdgeID) (Edge, bool) {
 	t.mu.Lock()

@@ -18,6 +18,7 @@ type link struct {
 	up       atomic.Bool                    // the session is admitted
 	bound    atomic.Bool                    // the relay takes packets from our address
 	wide     atomic.Bool                    // the largest packets pass
+	turns    atomic.Uint64                  // how often up or bound changed
 
 	// When a packet was first sent after the last one was heard, in nanoseconds
 	// after t.start; 0: what was sent was answered. Only the first send reads a clock.
@@ -79,6 +80,7 @@ func (l *link) setBound(bound bool) {
 	if l.bound.Swap(bound) == bound {
 		return
 	}
+	l.turns.Add(1)
 	if bound {
 		l.t.metrics.bound.Inc()
 	} else {
@@ -97,6 +99,7 @@ func (l *link) setUp(up bool) {
 	if l.up.Swap(up) == up {
 		return
 	}
+	l.turns.Add(1)
 	if up {
 		l.t.metrics.sessions.Inc()
 	} else {

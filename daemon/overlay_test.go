@@ -457,14 +457,22 @@ func TestOverlay(t *testing.T) {
 		bob.stop()
 	})
 
-	t.Run("a relay restart leaves a stream alive", func(t *testing.T) {
+	t.Run("a relay that is away leaves a stream alive, whoever asks for another", func(t *testing.T) {
 		ended := alice.watch()
 		tcp, udp := o.relay.Entry().URL, o.relay.Entry().UDP
 		if udp == "" {
 			udp = strings.TrimPrefix(tcp, "https://")
 		}
 		o.stop()
+		alice.DropSpare("c1")
+		asked := make(chan struct{})
+		go func() {
+			defer close(asked)
+			alice.get() // its node does not answer, and is not dead
+		}()
+		time.Sleep(8 * time.Second) // longer than a live node may take to answer
 		o.startRelay(strings.TrimPrefix(tcp, "https://"), udp)
+		<-asked
 		deadline := time.Now().Add(20 * time.Second)
 		for {
 			st, _ := alice.Status(t.Context())
@@ -476,8 +484,12 @@ func TestOverlay(t *testing.T) {
 			}
 			time.Sleep(50 * time.Millisecond)
 		}
-		if got, err := alice.get(); err != nil || got != "hello from the API server" {
-			t.Fatalf("get after the restart: %q, %v", got, err)
+		for { // the node comes back in its own time
+			if got, err := alice.get(); err == nil && got == "hello from the API server" {
+				break
+			} else if time.Now().After(deadline) {
+				t.Fatalf("get after the restart: %q, %v", got, err)
+			}
 		}
 		select {
 		case err := <-ended:
