@@ -50,6 +50,7 @@ type link struct {
 	in     uint64 // packets ever queued
 	noWait bool   // a full queue is not waited for
 	closed bool
+	acks   acks
 }
 
 type dispatcher struct{ stack.NetworkDispatcher }
@@ -71,38 +72,61 @@ func newLink(mtu int) *link {
 func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.closed {
+		return pkts.Len(), nil
+	}
+	segment := int(l.mtu.own.Load()) - offOptions - timestampsSize
 	for _, p := range pkts.AsSlice() {
+		keep, before := l.acks.look(p, segment)
+		if before != nil {
+			l.enqueue(before)
+		}
+		if keep {
+			p.IncRef()
+			continue
+		}
 		// Who acknowledges does not wait: it would hold up what arrives because of
 		// what leaves, and of two directions one would starve.
 		for (l.bytes >= linkBytes || len(l.queue) >= linkPackets) && !l.noWait && p.Data().Size() > 0 {
 			l.room.Wait()
 		}
-		if l.closed || len(l.queue) >= 2*linkPackets { // so many only of acknowledgements, or once nobody waits
-			continue
-		}
-		l.queue = append(l.queue, p.IncRef())
-		l.bytes += p.Size()
-		l.in++
-		if len(l.queue) == 1 {
-			l.some.Signal()
-		}
+		l.enqueue(p.IncRef())
 	}
+	l.acks.arm(l.tellKept)
 	return pkts.Len(), nil
 }
 
-// tell queues what this side itself has to say, ahead of nothing and behind no
-// bound. It takes the reference.
-func (l *link) tell(p *stack.PacketBuffer) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
+// enqueue takes p's reference, and loses p where the link is closed or too full:
+// so many packets are only acknowledgements, or there once nobody waits. mu is
+// held.
+func (l *link) enqueue(p *stack.PacketBuffer) {
+	if l.closed || len(l.queue) >= 2*linkPackets {
 		p.DecRef()
 		return
 	}
 	l.queue = append(l.queue, p)
 	l.bytes += p.Size()
 	l.in++
-	l.some.Signal()
+	if len(l.queue) == 1 {
+		l.some.Signal()
+	}
+}
+
+// tellKept sends the acknowledgements that nothing has carried.
+func (l *link) tellKept() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range l.acks.due(l.closed) {
+		l.enqueue(p)
+	}
+	l.acks.arm(l.tellKept)
+}
+
+// tell queues what this side itself has to say. It takes the reference.
+func (l *link) tell(p *stack.PacketBuffer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.enqueue(p)
 }
 
 // take moves all that waits to dst, which it returns with whether the link is
@@ -150,7 +174,7 @@ func (l *link) Close() {
 		close(l.done)
 	}
 	l.noWait, l.closed = true, true
-	for _, p := range l.queue {
+	for _, p := range append(l.queue, l.acks.due(true)...) {
 		p.DecRef()
 	}
 	l.queue, l.bytes = nil, 0
