@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -44,8 +45,7 @@ const (
 	upstreamNoOne = lab.ClusterHost + ":6444"
 )
 
-// mistakes are what people get wrong. A clock that is wrong is not among them: a
-// pod has that of its machine.
+// mistakes are what people get wrong.
 func mistakes(policy string) []mistake {
 	return []mistake{
 		{name: "relay-address", policy: policy, flags: []string{"--set-string", "relay=https://" + nowhere}, headless: true, said: []string{nowhere, "`relay`"}},
@@ -56,8 +56,21 @@ func mistakes(policy string) []mistake {
 		{name: "no-rights", policy: policy, spoil: withoutRights, said: []string{"has no right", "Role of the service account"}},
 		{name: "policy-absent", said: []string{"there is no policy", "cluster add"}},
 		{name: "policy-broken", policy: policy + "\nrulez: []\n", said: []string{"rulez", "mend it"}},
+		{name: "clock-ahead", policy: policy, flags: []string{"--set-string", "image.repository=" + clockImage + ",image.tag=" + clockTag}, said: []string{"clock is", "ahead of that of relay", "set the clock (NTP)"}},
 		{name: "upstream-down", policy: policy, flags: []string{"--set-string", "upstream=" + upstreamNoOne}, said: []string{upstreamNoOne, "upstream"}},
 	}
+}
+
+// wrongClock writes the image of a node whose clock is wrong.
+func (b *bed) wrongClock(ctx context.Context) (file string, err error) {
+	program := filepath.Join(b.lab.Dir, "zt-daemon-"+clockTag)
+	if err := b.lab.BuildWithClock(ctx, b.module, program, clockWrong); err != nil {
+		return "", err
+	}
+	file = program + ".tar"
+	return file, lab.Image{
+		Name: clockImage + ":" + clockTag, Programs: map[string]string{"/zt-daemon": program}, Entrypoint: []string{"/zt-daemon"}, User: "65532:65532",
+	}.Write(file)
 }
 
 // badInput makes every mistake at once, and looks for each in what `kubectl

@@ -28,6 +28,10 @@ const (
 	aliceUID  = 1000
 	olgaUID   = 1001
 	nodeImage = "registry.test/zt-daemon:lab"
+	// clockImage is for a node whose clock is wrong by clockWrong.
+	clockImage = "registry.test/zt-daemon"
+	clockTag   = "ahead"
+	clockWrong = time.Hour
 	// play is the namespace in which alice does everything.
 	play = "play"
 	// people is how many there are beside alice.
@@ -104,7 +108,11 @@ func raise(ctx context.Context, l *lab.Lab, quick bool) (*bed, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.images = append(images, node)
+	clock, err := b.wrongClock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b.images = append(images, node, clock)
 	network, err := l.NewNetwork(ctx)
 	if err != nil {
 		return nil, err
