@@ -1,8 +1,10 @@
 package netstack
 
 import (
+	"hash/maphash"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
@@ -50,7 +52,7 @@ type link struct {
 	in     uint64 // packets ever queued
 	noWait bool   // a full queue is not waited for
 	closed bool
-	acks   acks
+	acks   acks // much of it needs no lock
 }
 
 type dispatcher struct{ stack.NetworkDispatcher }
@@ -62,6 +64,7 @@ var (
 
 func newLink(mtu int) *link {
 	l := &link{done: make(chan struct{}), mtu: newPathMTU(mtu)}
+	l.acks.seed, l.acks.start = maphash.MakeSeed(), time.Now()
 	l.room.L, l.some.L = &l.mu, &l.mu
 	return l
 }
@@ -77,20 +80,18 @@ func (l *link) WritePackets(pkts stack.PacketBufferList) (int, tcpip.Error) {
 	}
 	segment := int(l.mtu.own.Load()) - offOptions - timestampsSize
 	for _, p := range pkts.AsSlice() {
-		keep, before := l.acks.look(p, segment)
-		if before != nil {
-			l.enqueue(before)
-		}
-		if keep {
-			p.IncRef()
-			continue
-		}
 		// Who acknowledges does not wait: it would hold up what arrives because of
 		// what leaves, and of two directions one would starve.
 		for (l.bytes >= linkBytes || len(l.queue) >= linkPackets) && !l.noWait && p.Data().Size() > 0 {
 			l.room.Wait()
 		}
-		l.enqueue(p.IncRef())
+		keep, before := l.acks.look(p, segment)
+		if before != nil {
+			l.enqueue(before)
+		}
+		if p.IncRef(); !keep {
+			l.enqueue(p)
+		}
 	}
 	l.acks.arm(l.tellKept)
 	return pkts.Len(), nil

@@ -135,6 +135,9 @@ func (t *tunDevice) Write(bufs [][]byte, offset int) (int, error) {
 }
 
 func (t *tunDevice) deliver(run *train) {
+	if run.n > 0 {
+		t.link.acks.arrived(run.parts[0], run.n)
+	}
 	if p := run.packet(); p != nil {
 		t.link.deliver(p)
 	}
