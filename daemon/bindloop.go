@@ -186,7 +186,9 @@ func (b *binder) reply(r bindReply) {
 			return
 		}
 		b.bound = r.counter
-		b.link.noteHeard()
+		if !b.link.silence().After(sent.at) { // what was sent after that Bind is not answered by this
+			b.link.noteHeard()
+		}
 		b.full = b.full || sent.size >= wire.BindPaddedSize
 		b.mu.Lock()
 		moved := b.state.Observed != r.observed
