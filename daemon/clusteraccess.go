@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/zt-daemon/zt/auth"
@@ -24,6 +25,10 @@ const (
 	// nodePatience, and twice the round trip to the relay, is how long it waits
 	// before it tries another node: a lost SYN is sent again after a second.
 	nodePatience = 1500 * time.Millisecond
+	// slowFailure is how long an attempt took whose error answers all who ask within
+	// failureHolds after it: kubectl runs its plugin five times before it gives up.
+	slowFailure  = time.Second
+	failureHolds = 3 * time.Second
 )
 
 // clusterAccess is a laptop's way to one cluster: a loopback listener, and an
@@ -41,6 +46,7 @@ type clusterAccess struct {
 	attempt *edgeAttempt // under way
 	state   string       // a Cluster… constant
 	err     error        // of the last attempt
+	holds   time.Time    // until then err is the answer
 	since   time.Time
 	used    time.Time // when the edge was last asked for
 	spare   *spareStream
@@ -60,11 +66,12 @@ const spareLife = 30 * time.Second
 // spareDelay is how long after a stream was taken the next is opened.
 const spareDelay = 250 * time.Millisecond
 
-// laptopEdge is an edge whose node is installed as a peer. It does not change.
+// laptopEdge is an edge whose node is installed as a peer.
 type laptopEdge struct {
 	Edge
 	session *memberSession
-	addr    netip.Addr // the node's overlay address
+	addr    netip.Addr  // the node's overlay address
+	doubted atomic.Bool // somebody finds out whether the node is dead
 }
 
 // edgeAttempt is one attempt, for all who wait for it.
@@ -241,22 +248,27 @@ func (c *clusterAccess) dialNode(ctx context.Context, e *laptopEdge, patience ti
 // while the way to the relay does not work says nothing of the node: the flows
 // may outlive it.
 func (c *clusterAccess) buryDead(e *laptopEdge) {
-	var err error
+	if e.doubted.Swap(true) {
+		return
+	}
+	defer e.doubted.Store(false)
 	for {
 		before, worked, held := e.session.edges.way(e.ID)
-		if !held {
+		switch {
+		case !held || c.m.ctx.Err() != nil:
 			return
+		case !worked:
+			sleep(c.m.ctx, time.Second)
+			continue
 		}
-		var conn *netstack.Conn
-		if conn, err = c.dialNode(c.m.ctx, e, handshakeTimeout); err == nil {
+		conn, err := c.dialNode(c.m.ctx, e, handshakeTimeout)
+		if err == nil {
 			conn.Reset()
-			return
 		}
-		now, _, held := e.session.edges.way(e.ID)
-		if !held || c.m.ctx.Err() != nil {
-			return
+		if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, netstack.ErrNoPeer) {
+			return // it answers
 		}
-		if !errors.Is(err, context.DeadlineExceeded) || worked && now == before {
+		if now, _, _ := e.session.edges.way(e.ID); now == before {
 			break
 		}
 	}
@@ -268,7 +280,7 @@ func (c *clusterAccess) buryDead(e *laptopEdge) {
 	}
 	c.m.device.RemovePeer(e.Peer)
 	e.session.CloseEdge(c.m.ctx, e.ID, wire.ReasonEnded)
-	c.m.log.Info("node does not answer", "cluster", c.name, "edge", e.ID, "overlay_addr", e.addr, "err", err)
+	c.m.log.Info("node does not answer", "cluster", c.name, "edge", e.ID, "overlay_addr", e.addr)
 }
 
 // ensure returns the edge, and has one made if there is none. Whoever comes
@@ -282,6 +294,10 @@ func (c *clusterAccess) ensure(ctx context.Context) (*laptopEdge, error) {
 	if e := c.edge; e != nil {
 		c.mu.Unlock()
 		return e, nil
+	}
+	if err := c.err; err != nil && c.attempt == nil && time.Now().Before(c.holds) {
+		c.mu.Unlock()
+		return nil, err
 	}
 	a := c.beginLocked()
 	c.mu.Unlock()
@@ -303,6 +319,7 @@ func (c *clusterAccess) beginLocked() *edgeAttempt {
 	if c.edge == nil {
 		c.setStateLocked(ClusterConnecting, nil)
 	}
+	began := time.Now()
 	c.m.wg.Go(func() { // outlives the connection that asked: others may wait for it
 		ctx, cancel := context.WithTimeout(c.m.ctx, edgeTimeout)
 		defer cancel()
@@ -318,6 +335,9 @@ func (c *clusterAccess) beginLocked() *edgeAttempt {
 			c.setStateLocked(ClusterReady, nil)
 		case c.edge == nil:
 			c.setStateLocked(stateOf(a.err), a.err)
+			if time.Since(began) > slowFailure {
+				c.holds = time.Now().Add(failureHolds)
+			}
 		}
 	})
 	return a

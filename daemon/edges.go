@@ -156,8 +156,8 @@ func (t *edgeTable) get(id wire.EdgeID) (Edge, bool) {
 	return h.Edge, true
 }
 
-// A way is what the packets of an edge go by. While it stays the same, the relay
-// has answered all along.
+// A way is what the packets of an edge go by. While it stays the same and works,
+// the relay has answered, but for the seconds that it takes to notice.
 type way struct {
 	hop   *hop
 	turns uint64 // of the link
