@@ -28,14 +28,14 @@ fuzz: ## every fuzz target for FUZZTIME, 30s each
 	@for p in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirname | sort -u); do for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$p/*_test.go); do \
 		echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
 
-bench: ## zt beside its peers (root); QUICK=1: 3 minutes; ONLY=zt,tcp ROUNDS=n JSON=file; without QUICK or ONLY the Go benchmarks too
-ifeq ($(QUICK)$(ONLY),)
+bench: ## zt beside its peers (root); QUICK=1: 3 minutes; ONLY=zt,tcp ROUNDS=n JSON=file; SOAK=1: memory over minutes; without QUICK or ONLY the Go benchmarks too
+ifeq ($(QUICK)$(ONLY)$(SOAK),)
 	$(GO) test -run '^$$' -bench . ./...
 	$(GO) test -count=1 -v -run SetUpRoundTrips ./daemon | grep -E 'round trips|^(---|ok|FAIL)'
 	$(GO) run ./test/demo -bench
 endif
 	@sh test/tools.sh go ip
-	$(GO) -C test/bench run . $(if $(QUICK),-quick) $(if $(ONLY),-only $(ONLY)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(JSON),-json $(abspath $(JSON)))
+	$(GO) -C test/bench run . $(if $(SOAK),-soak) $(if $(QUICK),-quick) $(if $(ONLY),-only $(ONLY)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(JSON),-json $(abspath $(JSON)))
 
 swarm: ## a relay with ten thousand sessions: memory, CPU, churn, restart (root; 5 minutes)
 	@sh test/tools.sh go ip nft

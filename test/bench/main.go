@@ -4,6 +4,7 @@
 //
 //	go run . -quick          # one short round
 //	go run . -only zt -rounds 1
+//	go run . -soak           # 10 minutes
 package main
 
 import (
@@ -37,6 +38,7 @@ func main() {
 	short := flag.Bool("quick", false, "one round of short windows")
 	rounds := flag.Int("rounds", 0, "how many interleaved rounds; 0: 7, or 1 if quick")
 	only := flag.String("only", "", "the contenders, separated by commas; empty: all")
+	long := flag.Bool("soak", false, "instead of all that, load zt for minutes and look at its memory")
 	file := flag.String("json", "", "write the figures there too")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
@@ -48,8 +50,13 @@ func main() {
 		b.rounds = *rounds
 	}
 	err := b.choose(*only)
-	if err == nil {
-		err = b.run(ctx)
+	switch {
+	case err != nil:
+	case *long:
+		b.contenders = nil
+		err = b.soak(ctx, os.Stdout)
+	default:
+		err = b.inLab(ctx, func() error { return b.run(ctx) })
 	}
 	if err == nil || len(b.results.figures) > 0 {
 		b.results.print(os.Stdout)
@@ -98,7 +105,9 @@ func (b *bench) choose(names string) error {
 	return nil
 }
 
-func (b *bench) run(ctx context.Context) (err error) {
+// inLab builds what there is to measure, has f measure it, and takes down what
+// that has left.
+func (b *bench) inLab(ctx context.Context, f func() error) (err error) {
 	dir, err := os.MkdirTemp("", "zt-bench-")
 	if err != nil {
 		return err
@@ -121,6 +130,11 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if err := b.build(ctx); err != nil {
 		return err
 	}
+	return f()
+}
+
+// run measures every contender in turn, as often as there are rounds.
+func (b *bench) run(ctx context.Context) (err error) {
 	failed := make(map[string]error)
 	for n := range b.rounds {
 		for _, c := range b.contenders {

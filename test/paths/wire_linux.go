@@ -187,3 +187,9 @@ func (w *wire) WakeAt(t time.Time) {
 
 // BatchSize implements netstack.Transport.
 func (w *wire) BatchSize() int { return 128 }
+
+// MTU implements netstack.Measurer: on this path the largest packets pass.
+func (w *wire) MTU() int { return netstack.MaxMTU }
+
+// WatchMTU implements netstack.Measurer: nothing changes.
+func (w *wire) WatchMTU(func()) {}
