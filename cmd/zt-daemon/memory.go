@@ -45,7 +45,7 @@ func keepMemorySmall(env *environment) (stop func()) {
 				return
 			case <-tick.C:
 				if h.release() {
-					releaseText()
+					releaseProgram()
 				}
 			}
 		}

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestTextMappings(t *testing.T) {
+func TestProgramMappings(t *testing.T) {
 	const smaps = `00400000-00bbc000 r-xp 00000000 fe:00 1 /usr/bin/zt-daemon
 Rss:                7600 kB
 Anonymous:             0 kB
@@ -24,14 +24,14 @@ Anonymous:             0 kB
 7f0000004000-7f0000005000 r-xp 00000000 00:00 0 [vdso]
 Anonymous:             0 kB
 `
-	want := []mapping{{0x400000, 0xbbc000}}
-	if got := textMappings([]byte(smaps), "/usr/bin/zt-daemon"); !slices.Equal(got, want) {
+	want := []mapping{{0x400000, 0xbbc000}, {0xbbc000, 0x14e2000}}
+	if got := programMappings([]byte(smaps), "/usr/bin/zt-daemon"); !slices.Equal(got, want) {
 		t.Errorf("mappings %x, want %x", got, want)
 	}
 }
 
-// TestReleaseText shows that a program lives on without its code in memory.
-func TestReleaseText(t *testing.T) {
+// TestReleaseProgram shows that a program lives on without its code and constants in memory.
+func TestReleaseProgram(t *testing.T) {
 	smaps, err := os.ReadFile("/proc/self/smaps")
 	if err != nil {
 		t.Fatal(err)
@@ -40,10 +40,10 @@ func TestReleaseText(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(textMappings(smaps, exe)) == 0 {
+	if len(programMappings(smaps, exe)) == 0 {
 		t.Fatalf("no code of %s is mapped:\n%s", exe, smaps)
 	}
 	for range 3 {
-		releaseText()
+		releaseProgram()
 	}
 }

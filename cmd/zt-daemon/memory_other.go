@@ -2,5 +2,5 @@
 
 package main
 
-// releaseText does nothing: elsewhere the system reckons a program's code apart.
-func releaseText() {}
+// releaseProgram does nothing: elsewhere the system reckons a program's code apart.
+func releaseProgram() {}

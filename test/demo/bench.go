@@ -37,9 +37,7 @@ func (s *story) bench(ctx context.Context) error {
 	if _, err := s.alice.Login(ctx, "alice"); err != nil {
 		return err
 	}
-	if err := s.benchMemory(ctx); err != nil { // first: it wants no edge
-		return err
-	}
+	memory := s.benchMemory(ctx) // first: it wants no edge
 	ca, err := s.directContext(ctx)
 	if err != nil {
 		return err
@@ -47,7 +45,7 @@ func (s *story) bench(ctx context.Context) error {
 	if err := s.benchKubectl(ctx); err != nil {
 		return err
 	}
-	return s.benchRequests(ctx, ca)
+	return errors.Join(memory, s.benchRequests(ctx, ca))
 }
 
 // directContext gives alice a context that goes straight to the API server with

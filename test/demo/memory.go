@@ -13,7 +13,7 @@ import (
 
 const (
 	// idleMemory is what a laptop's daemon or a node may hold with a session and no
-	// edge, in bytes resident (VmRSS). Both were at 15 MiB when this was written:
+	// edge, in bytes resident (VmRSS). They were at 10 and 15 MiB when this was written:
 	// the rest is for kernels that map more of a file at each fault.
 	idleMemory = 20 << 20
 	// idleWait lets both notice, by their ten-second tick, that nothing happens.
