@@ -27,8 +27,8 @@ type budget struct {
 
 const (
 	// budgetBytes is what all busy flows of a device may buffer in one direction:
-	// eight of them have 4 MiB each.
-	budgetBytes = 32 << 20
+	// eight of them have 2 MiB each.
+	budgetBytes = 16 << 20
 	// shareMax is what one flow may have: 6 Gbit/s at 20 ms. The window scale of
 	// every flow allows for it.
 	shareMax = bufferMax

@@ -18,8 +18,9 @@ const (
 
 	memoryTick = 10 * time.Second
 	// memoryQuiet is the most that is allocated in a tick while nobody asks for
-	// anything, in bytes.
-	memoryQuiet = 256 << 10
+	// anything, in bytes. Some of it goes to probes of an API server that does not
+	// answer.
+	memoryQuiet = 1 << 20
 	// memorySlack is by how many bytes the heap must have grown before giving back
 	// is worth the page faults of whoever comes next. A kubectl call allocates less.
 	memorySlack = 2 << 20

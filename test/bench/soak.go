@@ -22,7 +22,7 @@ const (
 	soakWarm   = time.Minute // of the load: what is flat is measured from then on
 	soakRest   = time.Minute
 	soakConns  = 100_000
-	soakPart   = 10_000 // connections, after which memory and descriptors are first looked at
+	soakPart   = soakConns / 2 // after which memory and descriptors are first looked at
 
 	barLoaded = 80.0 // MiB
 	barFlat   = 1.1  // the last minute's most over the second's
