@@ -56,7 +56,7 @@ func main() {
 		b.contenders = nil
 		err = b.soak(ctx, os.Stdout)
 	default:
-		err = b.inLab(ctx, func() error { return b.run(ctx) })
+		err = b.run(ctx)
 	}
 	if err == nil || len(b.results.figures) > 0 {
 		b.results.print(os.Stdout)
@@ -134,7 +134,11 @@ func (b *bench) inLab(ctx context.Context, f func() error) (err error) {
 }
 
 // run measures every contender in turn, as often as there are rounds.
-func (b *bench) run(ctx context.Context) (err error) {
+func (b *bench) run(ctx context.Context) error {
+	return b.inLab(ctx, func() error { return b.compare(ctx) })
+}
+
+func (b *bench) compare(ctx context.Context) (err error) {
 	failed := make(map[string]error)
 	for n := range b.rounds {
 		for _, c := range b.contenders {
