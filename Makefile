@@ -28,7 +28,7 @@ fuzz: ## every fuzz target for FUZZTIME, 30s each
 	@for p in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -r -n1 dirname | sort -u); do for f in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\)(.*/\1/p' $$p/*_test.go); do \
 		echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
 
-bench: ## zt beside its peers (root); QUICK=1: 3 minutes; ONLY=zt,tcp ROUNDS=n JSON=file; SOAK=1: memory over minutes; without QUICK or ONLY the Go benchmarks too
+bench: ## zt beside its peers (root); QUICK=1: 3 minutes; ONLY=zt,tcp; SOAK=1: memory, 10 minutes; ROUNDS=n JSON=file; without the first three the Go benchmarks too
 ifeq ($(QUICK)$(ONLY)$(SOAK),)
 	$(GO) test -run '^$$' -bench . ./...
 	$(GO) test -count=1 -v -run SetUpRoundTrips ./daemon | grep -E 'round trips|^(---|ok|FAIL)'

@@ -183,6 +183,29 @@ func TestBindTimes(t *testing.T) {
 	}
 }
 
+// A Bound says nothing of what was sent after its Bind: if that is all that is
+// heard, the relay is asked again.
+func TestBoundAnswersWhatWasBefore(t *testing.T) {
+	for name, c := range map[string]struct {
+		sent   time.Duration // before the Bind; negative: after
+		silent bool
+	}{"before": {time.Millisecond, false}, "after": {-time.Millisecond, true}} {
+		t.Run(name, func(t *testing.T) {
+			x := newBinding(t)
+			x.now = x.now.Add(time.Second)
+			if sent, err := x.step(time.Millisecond); err != nil || sent == 0 {
+				t.Fatalf("a Bind of %d bytes, %v", sent, err)
+			}
+			at := x.b.lastSent().Add(-c.sent)
+			x.b.link.unanswered.Store(int64(at.Sub(x.b.link.t.start)))
+			x.bound("198.51.100.1:1000")
+			if silent := !x.b.link.silence().IsZero(); silent != c.silent {
+				t.Errorf("a packet is unanswered: %v, want %v", silent, c.silent)
+			}
+		})
+	}
+}
+
 // A relay with two addresses is tried at the second when the first is silent.
 func TestBindTriesOtherAddress(t *testing.T) {
 	x := newBinding(t)

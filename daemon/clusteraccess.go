@@ -355,7 +355,7 @@ func (c *clusterAccess) setStateLocked(state string, err error) {
 	if c.state != state {
 		c.since = time.Now()
 	}
-	c.state, c.err = state, err
+	c.state, c.err, c.holds = state, err, time.Time{}
 }
 
 // request asks the relays in turn for an edge and installs the node as a peer.

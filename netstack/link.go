@@ -52,7 +52,7 @@ type link struct {
 	in     uint64 // packets ever queued
 	noWait bool   // a full queue is not waited for
 	closed bool
-	acks   acks // much of it needs no lock
+	acks   acks // arrived and what it writes need no lock
 }
 
 type dispatcher struct{ stack.NetworkDispatcher }

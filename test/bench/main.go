@@ -56,12 +56,11 @@ func main() {
 		b.contenders = nil
 		err = b.soak(ctx, os.Stdout)
 	default:
-		err = b.run(ctx)
-	}
-	if err == nil || len(b.results.figures) > 0 {
-		b.results.print(os.Stdout)
-		if *file != "" {
-			err = errors.Join(err, b.results.write(*file))
+		if err = b.run(ctx); err == nil || len(b.results.figures) > 0 {
+			b.results.print(os.Stdout)
+			if *file != "" {
+				err = errors.Join(err, b.results.write(*file))
+			}
 		}
 	}
 	stop()
