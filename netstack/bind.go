@@ -103,10 +103,12 @@ func (b *bind) Open(uint16) ([]conn.ReceiveFunc, uint16, error) {
 // receive wraps one ReceiveFunc, for the one goroutine that will call it.
 func (b *bind) receive(fn ReceiveFunc, closed <-chan struct{}) conn.ReceiveFunc {
 	from := make([]key.WireGuardPublic, b.batch)
+	var thin thinner
 	return func(bufs [][]byte, sizes []int, eps []conn.Endpoint) (int, error) {
 		if !b.in.wait(closed) {
 			return 0, net.ErrClosed
 		}
+		thin.look(bufs)
 		n := b.order.ready(bufs, sizes, eps)
 		if n == 0 {
 			var err error

@@ -30,6 +30,7 @@ type tunDevice struct {
 	next    int                   // the first of waiting not cut yet
 	cut     cutter
 	done    uint64 // packets that were cut, or dropped
+	thin    thinner
 }
 
 var _ tun.Device = (*tunDevice)(nil)
@@ -48,6 +49,7 @@ func (t *tunDevice) Read(bufs [][]byte, sizes []int, offset int) (n int, err err
 		return 0, os.ErrClosed
 	}
 	defer func() { t.out.enter(n) }()
+	t.thin.look(bufs)
 	for n < len(bufs) {
 		for t.cut.pkt == nil {
 			more, open := t.load(n == 0)

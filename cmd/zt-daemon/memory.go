@@ -9,12 +9,17 @@ import (
 )
 
 const (
-	// gcPercent is the garbage collector's, if the environment names none (GOGC):
-	// it halves what garbage may grow to and did not cost throughput when it was
-	// measured. No limit (GOMEMLIMIT) is set here: wireguard-go's buffers are 64 KiB
-	// each, mostly never touched, and count in full, so a low one would cost
-	// throughput. The chart's, nine tenths of a pod's 128 MiB, does not.
+	// gcPercent is the garbage collector's while the heap is small, if the
+	// environment names none (GOGC): it halves what garbage may grow to and did not
+	// cost throughput when it was measured.
 	gcPercent = 50
+	// gcGarbage is what garbage may grow to, in bytes. Under load wireguard-go's
+	// buffers count for some 80 MiB, of which messages touch a sixteenth: a
+	// percentage of that was 40 MiB of garbage, all touched. A collection then comes
+	// every few seconds, and takes a millisecond. A limit (GOMEMLIMIT) is not set
+	// here: it counts those buffers in full, and a low one would cost throughput. The
+	// chart's, nine tenths of a pod's 128 MiB, does not.
+	gcGarbage = 8 << 20
 
 	memoryTick = 10 * time.Second
 	// memoryQuiet is the most that is allocated in a tick while nobody asks for
@@ -30,10 +35,11 @@ const (
 // serving took, each time that is over. The returned function ends that, and
 // returns when it has ended.
 func keepMemorySmall(env *environment) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background()) // ends by stop
 	if env.getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
+		boundGarbage(ctx)
 	}
-	ctx, cancel := context.WithCancel(context.Background()) // ends by stop
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -55,6 +61,30 @@ func keepMemorySmall(env *environment) (stop func()) {
 		cancel()
 		<-done
 	}
+}
+
+// boundGarbage sets the collector's percentage anew after each collection.
+func boundGarbage(ctx context.Context) {
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	last := gcPercent
+	var watch func(struct{})
+	watch = func(struct{}) {
+		if ctx.Err() != nil {
+			return
+		}
+		metrics.Read(live)
+		if percent := percentOf(live[0].Value.Uint64()); percent != last {
+			debug.SetGCPercent(percent)
+			last = percent
+		}
+		runtime.AddCleanup(new([64]byte), watch, struct{}{}) // the next collection finds it
+	}
+	watch(struct{}{})
+}
+
+// percentOf is the percentage that a live heap of so many bytes may grow by.
+func percentOf(live uint64) int {
+	return int(min(gcPercent, max(1, 100*gcGarbage/max(1, live))))
 }
 
 // heap watches what the Go heap holds of the system's memory.

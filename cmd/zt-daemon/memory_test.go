@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
 	"runtime"
+	"runtime/debug"
 	"testing"
+	"time"
 )
 
 func TestHeapRelease(t *testing.T) {
@@ -28,4 +31,36 @@ func TestHeapRelease(t *testing.T) {
 	if h.release() {
 		t.Error("released again, with nothing to win")
 	}
+}
+
+// TestBoundGarbage shows that garbage stays below its bound beside a large heap.
+func TestBoundGarbage(t *testing.T) {
+	before := debug.SetGCPercent(gcPercent)
+	defer debug.SetGCPercent(before)
+	ctx, cancel := context.WithCancel(t.Context())
+	boundGarbage(ctx)
+	large := make([][]byte, 64)
+	for i := range large {
+		large[i] = make([]byte, 1<<20)
+	}
+	runtime.GC()
+	percent := func() int {
+		old := debug.SetGCPercent(gcPercent)
+		debug.SetGCPercent(old)
+		return old
+	}
+	for limit := time.Now().Add(10 * time.Second); percent() > 100*gcGarbage/(64<<20); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("beside 64 MiB the heap may grow by %d %%", percent())
+		}
+		runtime.GC() // the cleanup of the one before runs beside it
+	}
+	runtime.KeepAlive(large)
+	for limit := time.Now().Add(10 * time.Second); percent() != gcPercent; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("beside a small heap it may grow by %d %%", percent())
+		}
+		runtime.GC()
+	}
+	cancel()
 }
