@@ -108,27 +108,33 @@ func (t *train) add(b []byte) bool {
 // packet copies the train into one packet, which is the caller's to release,
 // and empties it. It returns nil for an empty train. The checksum of a merged
 // packet is not made anew: link.Capabilities says that nobody looks.
+//
+// Headers and payload are two views. gVisor (20260905) parses a packet while it
+// holds copies of its buffer, and whoever then reads a header has the whole chunk
+// behind it copied: three times 64 KiB a train, were they one.
 func (t *train) packet() *stack.PacketBuffer {
 	if t.n == 0 {
 		return nil
 	}
-	v := buffer.NewView(t.total)
+	head := buffer.NewView(t.head)
 	first := t.parts[0]
-	if t.n == 1 {
-		v.Write(first)
-	} else {
-		var head [maxHeader]byte
-		copy(head[:], first[:t.head])
-		binary.BigEndian.PutUint16(head[offPayloadLen:], uint16(t.total-ipSize))
-		head[offFlags] |= t.parts[t.n-1][offFlags] & flagPSH
-		v.Write(head[:t.head])
+	head.Write(first[:t.head])
+	if t.n > 1 {
+		b := head.AsSlice()
+		binary.BigEndian.PutUint16(b[offPayloadLen:], uint16(t.total-ipSize))
+		b[offFlags] |= t.parts[t.n-1][offFlags] & flagPSH
+	}
+	whole := buffer.MakeWithView(head)
+	if payload := t.total - t.head; payload > 0 {
+		v := buffer.NewView(payload)
 		for _, p := range t.parts[:t.n] {
 			v.Write(p[t.head:])
 		}
+		whole.Append(v)
 	}
 	clear(t.parts[:t.n])
 	t.n, t.open = 0, false
-	p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithView(v)})
+	p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: whole})
 	p.NetworkProtocolNumber = header.IPv6ProtocolNumber
 	p.RXChecksumValidated = true
 	return p
