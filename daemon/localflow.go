@@ -111,10 +111,11 @@ type halfCloser interface{ CloseWrite() error }
 func (f *localFlow) carry(dst, src net.Conn, count *atomic.Uint64) error {
 	b := spliceBuffers.Get().(*[spliceBufferBytes]byte)
 	defer spliceBuffers.Put(b)
+	in, out := tcpReader(src), tcpWriter(dst)
 	for {
-		n, err := src.Read(b[:])
+		n, err := in.Read(b[:])
 		if n > 0 {
-			if _, werr := dst.Write(b[:n]); werr != nil {
+			if _, werr := out.Write(b[:n]); werr != nil {
 				return f.broke(dst, werr)
 			}
 			count.Add(uint64(n))
