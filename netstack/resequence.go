@@ -18,15 +18,16 @@ import (
 //
 // So packets are put in order before the stack sees them, by the counter that
 // WireGuard writes into every transport message in clear. What is behind a gap
-// waits, at most as long as packets of this peer were seen to be late: where
-// gaps are losses, that soon is not at all.
+// waits, as long as packets of this peer were seen to be late, and longer if
+// nothing arrives at all: where gaps are losses, that soon is not at all.
 const (
 	holdFirst = 8 * time.Millisecond    // until a peer's path is known: the first late packet costs most
 	holdMost  = 10 * time.Millisecond   // more would delay what TCP does about a loss
 	holdLeast = 250 * time.Microsecond  // a shorter wait is none
 	holdStall = 2 * time.Millisecond    // see heldMessage.spared
+	holdQuiet = 2                       // so many times as long again, if nothing arrives at all
 	heldBytes = 1536                    // of one message: MaxMTU's, padded, is 1,456
-	heldMost  = 4096                    // messages, over all peers: 6 MiB, 4 Gbit/s for 10 ms
+	heldMost  = 8192                    // messages, over all peers: 12 MiB, 4 Gbit/s for 20 ms
 	heldSpare = 2 * conn.IdealBatchSize // gaps are given up when only so many are left
 	farthest  = 8128                    // counters so far behind WireGuard takes for replays
 )
@@ -59,6 +60,7 @@ type run struct {
 	receiver uint32 // index of the session
 	next     uint64 // counter of the message that is next in order
 	held     []heldMessage
+	heard    time.Time // when something arrived last, if anything is held
 	ep       *endpoint
 	gaps     [4]gap // given up, the latest before at
 	at       int
@@ -127,7 +129,7 @@ func (r *resequencer) arrange(bufs [][]byte, sizes []int, eps []conn.Endpoint, n
 		if now.IsZero() {
 			now = time.Now()
 		}
-		s.ep = ep
+		s.ep, s.heard = ep, now
 		if r.hold(s, b[:size], counter, now) {
 			sizes[i] = 0
 		}
@@ -239,6 +241,16 @@ func (o *order) seen(late time.Duration) {
 	}
 }
 
+// until is when h is not kept any longer. If nothing arrived since its time was
+// over, most often all that is under way is late, and what h waits for will come
+// first.
+func (s *run) until(h *heldMessage) time.Time {
+	if s.heard.Before(h.due) {
+		return h.due.Add(holdQuiet * s.ep.order.wait)
+	}
+	return h.due
+}
+
 // missed learns from a message that did not come.
 func (o *order) missed() { o.wait -= o.wait / 8 }
 
@@ -253,10 +265,11 @@ func (r *resequencer) release(bufs [][]byte, sizes []int, eps []conn.Endpoint, n
 		for out < len(s.held) && n < len(bufs) {
 			h := &s.held[out]
 			if h.counter != s.next {
-				if !full && now.Before(h.due) {
+				until := s.until(h)
+				if !full && now.Before(until) {
 					break
 				}
-				if !full && !h.spared && now.Sub(h.due) > holdStall/2 {
+				if !full && !h.spared && now.Sub(until) > holdStall/2 {
 					h.spared, h.due = true, now.Add(holdStall)
 					break
 				}
@@ -278,12 +291,12 @@ func (r *resequencer) release(bufs [][]byte, sizes []int, eps []conn.Endpoint, n
 			continue
 		}
 		kept = append(kept, s)
-		due := s.held[0].due
+		until := s.until(&s.held[0])
 		if s.held[0].counter == s.next { // there was no room
-			due = now
+			until = now
 		}
-		if wake.IsZero() || due.Before(wake) {
-			wake = due
+		if wake.IsZero() || until.Before(wake) {
+			wake = until
 		}
 	}
 	clear(r.holding[len(kept):])

@@ -117,12 +117,22 @@ func TestResequence(t *testing.T) {
 			want(t, o.pass(t, 10, 12), 10)
 			time.Sleep(time.Millisecond)
 			want(t, o.pass(t, 13))
-			if got := time.Until(o.port.wake); got != holdFirst-time.Millisecond {
+			if got := time.Until(o.port.wake); got != (1+holdQuiet)*holdFirst-time.Millisecond {
 				t.Errorf("wakes in %v", got)
 			}
 			want(t, o.pass(t, 11, 14), 11, 12, 13, 14)
 		}},
-		{"lost", func(t *testing.T, o *ordered) {
+		{"lost, and others arrive", func(t *testing.T, o *ordered) {
+			want(t, o.pass(t, 0, 2, 3), 0)
+			time.Sleep(holdFirst)
+			want(t, o.pass(t, 4), 2, 3, 4)
+		}},
+		{"late, as all that is under way", func(t *testing.T, o *ordered) {
+			want(t, o.pass(t, 0, 2, 3), 0)
+			time.Sleep(2 * holdFirst)
+			want(t, o.pass(t, 1, 4), 1, 2, 3, 4)
+		}},
+		{"lost, and nothing arrives", func(t *testing.T, o *ordered) {
 			want(t, o.pass(t, 0, 2, 3), 0)
 			time.Sleep(time.Until(o.port.wake))
 			want(t, o.take(t, o.ready(o.bufs, o.sizes, o.eps)), 2, 3)
@@ -210,7 +220,7 @@ func TestResequenceLearns(t *testing.T) {
 		time.Sleep(3 * time.Millisecond)
 		want(t, o.pass(t, next-1), next-1) // not lost, but late
 		want(t, o.pass(t, next+2))
-		if wait := time.Until(o.port.wake); wait < 3*time.Millisecond || wait > holdMost {
+		if wait := time.Until(o.port.wake); wait < (1+holdQuiet)*3*time.Millisecond || wait > (1+holdQuiet)*holdMost {
 			t.Errorf("after one message 3 ms late others are waited for %v", wait)
 		}
 		want(t, o.pass(t, next+1), next+1, next+2)
