@@ -24,7 +24,7 @@ const (
 	holdFirst = 8 * time.Millisecond    // until a peer's path is known: the first late packet costs most
 	holdMost  = 10 * time.Millisecond   // more would delay what TCP does about a loss
 	holdLeast = 250 * time.Microsecond  // a shorter wait is none
-	holdStall = 2 * time.Millisecond    // see heldMessage.spared
+	holdTick  = time.Millisecond        // the most that the clock goes on between two looks
 	holdQuiet = 2                       // so many times as long again, if nothing arrives at all
 	heldBytes = 1536                    // of one message: MaxMTU's, padded, is 1,456
 	heldMost  = 8192                    // messages, over all peers: 12 MiB, 4 Gbit/s for 20 ms
@@ -60,7 +60,7 @@ type run struct {
 	receiver uint32 // index of the session
 	next     uint64 // counter of the message that is next in order
 	held     []heldMessage
-	heard    time.Time // when something arrived last, if anything is held
+	heard    time.Duration // by the clock, when something arrived last while anything is held
 	ep       *endpoint
 	gaps     [4]gap // given up, the latest before at
 	at       int
@@ -68,15 +68,13 @@ type run struct {
 
 // heldMessage waits for those before it.
 type heldMessage struct {
-	counter uint64
-	since   time.Time
-	due     time.Time
-	size    int
-	buf     *[heldBytes]byte
-	// spared says that its time was over unnoticed, since this goroutine did not
-	// run: what it waits for may have arrived meanwhile, and gets holdStall to be
-	// read. Without that a busy machine gives gaps up that are none.
-	spared bool
+	counter    uint64
+	since, due time.Duration // by the clock
+	arrived    time.Time
+	limit      time.Time // when nothing is waited for any longer, whatever the clock says
+	size       int
+	buf        *[heldBytes]byte
+	spared     bool // limit was passed unnoticed once, since this goroutine did not run
 }
 
 // gap is the counters from first to before end, missed since then.
@@ -92,7 +90,12 @@ type resequencer struct {
 	holding []*run // those with held messages
 	count   int    // held messages
 	wake    time.Time
-	pool    sync.Pool // of *[heldBytes]byte
+
+	// clock goes on while anything is held, and stands where this goroutine did not
+	// run: what has arrived meanwhile lies in the socket, its time has not passed.
+	clock  time.Duration
+	looked time.Time
+	pool   sync.Pool // of *[heldBytes]byte
 }
 
 func newResequencer(t Transport) *resequencer {
@@ -108,6 +111,11 @@ func (r *resequencer) arrange(bufs [][]byte, sizes []int, eps []conn.Endpoint, n
 		return n
 	}
 	var now time.Time // read for the first message out of order
+	if len(r.holding) > 0 {
+		now = time.Now()
+		r.clock += min(now.Sub(r.looked), holdTick)
+		r.looked = now
+	}
 	for i, size := range sizes[:n] {
 		b := bufs[i]
 		if size < device.MessageTransportSize || b[0] != device.MessageTransportType {
@@ -128,17 +136,15 @@ func (r *resequencer) arrange(bufs [][]byte, sizes []int, eps []conn.Endpoint, n
 		}
 		if now.IsZero() {
 			now = time.Now()
+			r.looked = now
 		}
-		s.ep, s.heard = ep, now
+		s.ep, s.heard = ep, r.clock
 		if r.hold(s, b[:size], counter, now) {
 			sizes[i] = 0
 		}
 	}
 	if len(r.holding) == 0 {
 		return n
-	}
-	if now.IsZero() {
-		now = time.Now()
 	}
 	return r.release(bufs, sizes, eps, n, now)
 }
@@ -182,7 +188,7 @@ func (r *resequencer) hold(s *run, b []byte, counter uint64, now time.Time) bool
 	o := &s.ep.order
 	switch {
 	case counter == s.next:
-		o.seen(now.Sub(s.held[0].since))
+		o.seen(r.clock - s.held[0].since)
 		s.next++
 		return false
 	case counter < s.next:
@@ -215,7 +221,10 @@ func (r *resequencer) hold(s *run, b []byte, counter uint64, now time.Time) bool
 	if at > 0 && s.held[at-1].counter == counter {
 		return false // one of the two is not the peer's: WireGuard knows which
 	}
-	h := heldMessage{counter: counter, since: now, due: now.Add(o.wait), size: len(b), buf: r.pool.Get().(*[heldBytes]byte)}
+	h := heldMessage{
+		counter: counter, since: r.clock, due: r.clock + o.wait, arrived: now, limit: now.Add((1 + holdQuiet) * o.wait),
+		size: len(b), buf: r.pool.Get().(*[heldBytes]byte),
+	}
 	copy(h.buf[:], b)
 	if len(s.held) == 0 {
 		r.holding = append(r.holding, s)
@@ -241,16 +250,6 @@ func (o *order) seen(late time.Duration) {
 	}
 }
 
-// until is when h is not kept any longer. If nothing arrived since its time was
-// over, most often all that is under way is late, and what h waits for will come
-// first.
-func (s *run) until(h *heldMessage) time.Time {
-	if s.heard.Before(h.due) {
-		return h.due.Add(holdQuiet * s.ep.order.wait)
-	}
-	return h.due
-}
-
 // missed learns from a message that did not come.
 func (o *order) missed() { o.wait -= o.wait / 8 }
 
@@ -265,15 +264,14 @@ func (r *resequencer) release(bufs [][]byte, sizes []int, eps []conn.Endpoint, n
 		for out < len(s.held) && n < len(bufs) {
 			h := &s.held[out]
 			if h.counter != s.next {
-				until := s.until(h)
-				if !full && now.Before(until) {
+				if !full && s.heard < h.due && now.Before(h.limit) {
 					break
 				}
-				if !full && !h.spared && now.Sub(until) > holdStall/2 {
-					h.spared, h.due = true, now.Add(holdStall)
+				if !full && s.heard < h.due && !h.spared && now.Sub(h.limit) > holdTick {
+					h.spared, h.limit = true, now.Add(s.ep.order.wait)
 					break
 				}
-				s.giveUp(h.counter, h.since)
+				s.giveUp(h.counter, h.arrived)
 				s.ep.order.missed()
 			}
 			s.next = h.counter + 1
@@ -291,12 +289,12 @@ func (r *resequencer) release(bufs [][]byte, sizes []int, eps []conn.Endpoint, n
 			continue
 		}
 		kept = append(kept, s)
-		until := s.until(&s.held[0])
+		limit := s.held[0].limit
 		if s.held[0].counter == s.next { // there was no room
-			until = now
+			limit = now
 		}
-		if wake.IsZero() || until.Before(wake) {
-			wake = until
+		if wake.IsZero() || limit.Before(wake) {
+			wake = limit
 		}
 	}
 	clear(r.holding[len(kept):])

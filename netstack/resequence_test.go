@@ -88,6 +88,16 @@ func (o *ordered) pass(t *testing.T, counters ...uint64) []uint64 {
 	return o.take(t, o.arrange(o.bufs, o.sizes, o.eps, len(counters)))
 }
 
+// run has the receiver look again and again, as it does when others' messages
+// arrive.
+func (o *ordered) run(t *testing.T, d time.Duration) {
+	t.Helper()
+	for ; d > 0; d -= holdTick {
+		time.Sleep(min(d, holdTick))
+		want(t, o.take(t, o.arrange(o.bufs, o.sizes, o.eps, 0)))
+	}
+}
+
 func want(t *testing.T, got []uint64, want ...uint64) {
 	t.Helper()
 	if !slices.Equal(got, want) {
@@ -124,12 +134,14 @@ func TestResequence(t *testing.T) {
 		}},
 		{"lost, and others arrive", func(t *testing.T, o *ordered) {
 			want(t, o.pass(t, 0, 2, 3), 0)
-			time.Sleep(holdFirst)
-			want(t, o.pass(t, 4), 2, 3, 4)
+			o.run(t, holdFirst-holdTick)
+			want(t, o.pass(t, 4))
+			o.run(t, holdTick)
+			want(t, o.pass(t, 5), 2, 3, 4, 5)
 		}},
 		{"late, as all that is under way", func(t *testing.T, o *ordered) {
 			want(t, o.pass(t, 0, 2, 3), 0)
-			time.Sleep(2 * holdFirst)
+			o.run(t, 2*holdFirst)
 			want(t, o.pass(t, 1, 4), 1, 2, 3, 4)
 		}},
 		{"lost, and nothing arrives", func(t *testing.T, o *ordered) {
@@ -144,20 +156,23 @@ func TestResequence(t *testing.T) {
 		}},
 		{"late, and the receiver was not running", func(t *testing.T, o *ordered) {
 			want(t, o.pass(t, 0, 2), 0)
-			time.Sleep(time.Until(o.port.wake) + 5*time.Millisecond)
+			time.Sleep(2 * holdFirst)
 			want(t, o.take(t, o.ready(o.bufs, o.sizes, o.eps)))
-			want(t, o.pass(t, 1), 1, 2)
-			want(t, o.pass(t, 4))
-			time.Sleep(time.Until(o.port.wake) + 5*time.Millisecond)
+			want(t, o.pass(t, 3)) // lay in the socket, as what is late does
+			want(t, o.pass(t, 1), 1, 2, 3)
+		}},
+		{"lost, and the receiver was not running", func(t *testing.T, o *ordered) {
+			want(t, o.pass(t, 0, 2), 0)
+			time.Sleep(time.Until(o.port.wake) + 2*holdTick)
 			want(t, o.take(t, o.ready(o.bufs, o.sizes, o.eps)))
 			time.Sleep(time.Until(o.port.wake))
-			want(t, o.take(t, o.ready(o.bufs, o.sizes, o.eps)), 4)
+			want(t, o.take(t, o.ready(o.bufs, o.sizes, o.eps)), 2)
 		}},
 		{"two gaps, each with its time", func(t *testing.T, o *ordered) {
 			want(t, o.pass(t, 0, 2), 0)
-			time.Sleep(holdFirst / 2)
+			o.run(t, holdFirst/2)
 			want(t, o.pass(t, 4))
-			time.Sleep(holdFirst / 2)
+			o.run(t, holdFirst/2)
 			want(t, o.pass(t, 5), 2)
 			want(t, o.pass(t, 3), 3, 4, 5)
 		}},
@@ -331,7 +346,7 @@ func FuzzResequence(f *testing.F) {
 		for o.count > 0 {
 			for _, s := range o.holding {
 				for i := range s.held {
-					s.held[i].due = time.Time{}
+					s.held[i].due = 0
 				}
 			}
 			out = append(out, o.take(t, o.ready(o.bufs, o.sizes, o.eps))...)
