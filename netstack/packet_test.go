@@ -421,8 +421,8 @@ func TestAllocations(t *testing.T) {
 	for i := range in {
 		in[i] = bufs[i][:writeOffset+sizes[i]]
 	}
-	// Pools may be emptied by a collection in between: allow one.
-	if got := testing.AllocsPerRun(100, func() { d.Write(in, writeOffset) }); got > 1 {
+	// A train comes from five pools, which forget a quarter under -race.
+	if got := testing.AllocsPerRun(100, func() { d.Write(in, writeOffset) }); got > 3 {
 		t.Errorf("merging allocates %v times", got)
 	}
 }
