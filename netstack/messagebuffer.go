@@ -10,8 +10,8 @@ const (
 // A thinner gives back to the system what no message fills of the engine's buffers.
 // wireguard-go's have 64 KiB each, and begin as address space of which a message
 // touches one page. But the runtime clears whatever memory it hands out again, page
-// by page: after minutes of load, hundreds of buffers held all of theirs. It belongs
-// to one goroutine.
+// by page: after minutes of load, hundreds of buffers held all of theirs. The first
+// page and the last, which is not theirs alone, stay. It belongs to one goroutine.
 type thinner struct{ next int }
 
 // look looks after one of the buffers that a call lends, before it is filled: each

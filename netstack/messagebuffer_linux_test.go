@@ -35,7 +35,11 @@ func TestThinner(t *testing.T) {
 		}
 		bufs = append(bufs, b[:])
 	}
-	if n := resident(t, bufs[0]); n < 16 {
+	all := device.MaxMessageSize/unix.Getpagesize() + 1
+	if all < 4 {
+		t.Skip("the pages of this machine are too large to give any back")
+	}
+	if n := resident(t, bufs[0]); n < all {
 		t.Fatalf("%d pages of a buffer that was written are in memory", n)
 	}
 	var thin thinner
@@ -43,7 +47,7 @@ func TestThinner(t *testing.T) {
 		thin.look(bufs)
 	}
 	for i, b := range bufs {
-		if n := resident(t, b); n > 3 {
+		if n := resident(t, b); n > 2 {
 			t.Errorf("buffer %d holds %d pages", i, n)
 		}
 		for at, c := range b[:thinMark] {
@@ -51,13 +55,13 @@ func TestThinner(t *testing.T) {
 				t.Fatalf("buffer %d, byte %d: %d", i, at, c)
 			}
 		}
-		b[len(b)-1] = 9
+		b[len(b)/2] = 9
 	}
 	for range bufs {
 		thin.look(bufs)
 	}
 	for i, b := range bufs {
-		if b[len(b)-1] != 9 {
+		if b[len(b)/2] != 9 {
 			t.Errorf("buffer %d was looked after again", i)
 		}
 	}

@@ -421,8 +421,11 @@ func TestAllocations(t *testing.T) {
 	for i := range in {
 		in[i] = bufs[i][:writeOffset+sizes[i]]
 	}
-	// A train comes from five pools, which forget a quarter under -race.
-	if got := testing.AllocsPerRun(100, func() { d.Write(in, writeOffset) }); got > 3 {
+	most := 1.0 // pools may be emptied by a collection in between
+	if raceEnabled {
+		most = 3
+	}
+	if got := testing.AllocsPerRun(100, func() { d.Write(in, writeOffset) }); got > most {
 		t.Errorf("merging allocates %v times", got)
 	}
 }

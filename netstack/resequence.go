@@ -19,17 +19,23 @@ import (
 // So packets are put in order before the stack sees them, by the counter that
 // WireGuard writes into every transport message in clear. What is behind a gap
 // waits, as long as packets of this peer were seen to be late, and longer if
-// nothing arrives at all: where gaps are losses, that soon is not at all.
+// nothing of it arrives meanwhile: where gaps are losses, that soon is not at all.
+//
+// The wait is timed by a clock that goes on as messages are received. It stands
+// while the receiver does not run: what arrived then lies in the socket, and what a
+// held message waits for is among it.
 const (
-	holdFirst = 8 * time.Millisecond    // until a peer's path is known: the first late packet costs most
-	holdMost  = 10 * time.Millisecond   // more would delay what TCP does about a loss
-	holdLeast = 250 * time.Microsecond  // a shorter wait is none
-	holdTick  = time.Millisecond        // the most that the clock goes on between two looks
-	holdQuiet = 2                       // so many times as long again, if nothing arrives at all
-	heldBytes = 1536                    // of one message: MaxMTU's, padded, is 1,456
-	heldMost  = 8192                    // messages, over all peers: 12 MiB, 4 Gbit/s for 20 ms
-	heldSpare = 2 * conn.IdealBatchSize // gaps are given up when only so many are left
-	farthest  = 8128                    // counters so far behind WireGuard takes for replays
+	holdFirst  = 8 * time.Millisecond    // until a peer's path is known: the first late packet costs most
+	holdMost   = 10 * time.Millisecond   // more would delay what TCP does about a loss
+	holdLeast  = 250 * time.Microsecond  // a shorter wait is none
+	holdTick   = time.Millisecond        // the most that the clock goes on between two looks
+	holdQuiet  = 2                       // so many times as long again, if nothing of the peer arrives
+	holdForget = 10 * time.Second        // without a loss: the path may be another
+	heldBytes  = 1536                    // of one message: MaxMTU's, padded, is 1,456
+	heldMost   = 8192                    // messages, over all peers: 12 MiB, 4 Gbit/s for 20 ms
+	heldSpare  = 2 * conn.IdealBatchSize // gaps are given up when only so many are left
+	heldKept   = 512                     // messages whose places a run keeps when it holds none
+	farthest   = 8128                    // counters so far behind WireGuard takes for replays
 )
 
 // Where things are in a transport message: little-endian (WireGuard §5.4.6).
@@ -52,6 +58,7 @@ type order struct {
 	runs [2]run // sessions overlap when keys change
 	last int    // the run used last
 	wait time.Duration
+	lost time.Time // when a gap was given up last
 }
 
 // run is where one session's messages are.
@@ -70,8 +77,8 @@ type run struct {
 type heldMessage struct {
 	counter    uint64
 	since, due time.Duration // by the clock
-	arrived    time.Time
-	limit      time.Time // when nothing is waited for any longer, whatever the clock says
+	arrived    time.Time     // the clock stands while nothing is held: a gap given up is timed by this
+	limit      time.Time     // when nothing is waited for any longer, whatever the clock says
 	size       int
 	buf        *[heldBytes]byte
 	spared     bool // limit was passed unnoticed once, since this goroutine did not run
@@ -91,8 +98,7 @@ type resequencer struct {
 	count   int    // held messages
 	wake    time.Time
 
-	// clock goes on while anything is held, and stands where this goroutine did not
-	// run: what has arrived meanwhile lies in the socket, its time has not passed.
+	// clock goes on while anything is held, by holdTick at most between two looks.
 	clock  time.Duration
 	looked time.Time
 	pool   sync.Pool // of *[heldBytes]byte
@@ -207,7 +213,10 @@ func (r *resequencer) hold(s *run, b []byte, counter uint64, now time.Time) bool
 		}
 		return false
 	}
-	if len(s.held) == 0 && (o.wait < holdLeast || r.count >= heldMost-heldSpare) || r.count >= heldMost || len(b) > heldBytes {
+	if o.wait < holdFirst && now.Sub(o.lost) > holdForget {
+		o.wait = holdFirst
+	}
+	if len(s.held) == 0 && o.wait < holdLeast || r.count >= heldMost || len(b) > heldBytes {
 		if len(s.held) == 0 {
 			s.giveUp(counter, now)
 			s.next = counter + 1
@@ -226,6 +235,12 @@ func (r *resequencer) hold(s *run, b []byte, counter uint64, now time.Time) bool
 		size: len(b), buf: r.pool.Get().(*[heldBytes]byte),
 	}
 	copy(h.buf[:], b)
+	if at < len(s.held) { // its gap has been missed since that one came
+		h.due = min(h.due, s.held[at].due)
+		if limit := s.held[at].limit; limit.Before(h.limit) {
+			h.limit, h.spared = limit, s.held[at].spared
+		}
+	}
 	if len(s.held) == 0 {
 		r.holding = append(r.holding, s)
 	}
@@ -238,6 +253,7 @@ func (r *resequencer) hold(s *run, b []byte, counter uint64, now time.Time) bool
 
 // giveUp notes that what is missing before end is not waited for.
 func (s *run) giveUp(end uint64, since time.Time) {
+	s.ep.order.lost = since
 	s.gaps[s.at] = gap{s.next, end, since}
 	s.at = (s.at + 1) % len(s.gaps)
 }
@@ -263,18 +279,15 @@ func (r *resequencer) release(bufs [][]byte, sizes []int, eps []conn.Endpoint, n
 		out := 0
 		for out < len(s.held) && n < len(bufs) {
 			h := &s.held[out]
-			if h.counter != s.next {
-				if !full && s.heard < h.due && now.Before(h.limit) {
-					break
-				}
-				if !full && s.heard < h.due && !h.spared && now.Sub(h.limit) > holdTick {
-					h.spared, h.limit = true, now.Add(s.ep.order.wait)
+			if h.counter > s.next {
+				many := full && len(s.held) > heldMost/4 || s.held[len(s.held)-1].counter-s.next > farthest-heldSpare
+				if !many && s.heard < h.due && (now.Before(h.limit) || s.spare(out, now)) {
 					break
 				}
 				s.giveUp(h.counter, h.arrived)
 				s.ep.order.missed()
 			}
-			s.next = h.counter + 1
+			s.next = max(s.next, h.counter+1)
 			sizes[n] = copy(bufs[n], h.buf[:h.size])
 			eps[n] = s.ep
 			n++
@@ -286,11 +299,14 @@ func (r *resequencer) release(bufs [][]byte, sizes []int, eps []conn.Endpoint, n
 		clear(s.held[rest:])
 		s.held = s.held[:rest]
 		if rest == 0 {
+			if cap(s.held) > heldKept {
+				s.held = nil
+			}
 			continue
 		}
 		kept = append(kept, s)
 		limit := s.held[0].limit
-		if s.held[0].counter == s.next { // there was no room
+		if s.held[0].counter <= s.next { // there was no room
 			limit = now
 		}
 		if wake.IsZero() || limit.Before(wake) {
@@ -304,6 +320,23 @@ func (r *resequencer) release(bufs [][]byte, sizes []int, eps []conn.Endpoint, n
 		r.waker.WakeAt(wake)
 	}
 	return n
+}
+
+// spare gives what s holds, from the first that waits, another while, once, if its
+// limit was passed unnoticed: what it waits for may lie in the socket. It reports
+// whether it did.
+func (s *run) spare(first int, now time.Time) bool {
+	waiting := s.held[first:]
+	if waiting[0].spared || now.Sub(waiting[0].limit) <= holdTick {
+		return false
+	}
+	limit := now.Add(s.ep.order.wait)
+	for i := range waiting {
+		if h := &waiting[i]; h.limit.Before(limit) {
+			h.spared, h.limit = true, limit
+		}
+	}
+	return true
 }
 
 // reset forgets what is held.

@@ -12,6 +12,7 @@ import (
 	"github.com/zt-daemon/zt/auth/key"
 	"golang.zx2c4.com/wireguard/conn"
 	"golang.zx2c4.com/wireguard/device"
+	"golang.zx2c4.com/wireguard/replay"
 )
 
 // wakingPort is a Transport that remembers when it is to wake.
@@ -168,6 +169,24 @@ func TestResequence(t *testing.T) {
 			time.Sleep(time.Until(o.port.wake))
 			want(t, o.take(t, o.ready(o.bufs, o.sizes, o.eps)), 2)
 		}},
+		{"another path", func(t *testing.T, o *ordered) {
+			want(t, o.pass(t, 0), 0)
+			o.ep.order.wait, o.ep.order.lost = 0, time.Now() // as losses leave it
+			want(t, o.pass(t, 2), 2)
+			time.Sleep(holdForget + holdTick)
+			want(t, o.pass(t, 3, 5), 3)
+			want(t, o.pass(t, 4), 4, 5)
+		}},
+		{"a gap's time begins with the first behind it", func(t *testing.T, o *ordered) {
+			want(t, o.pass(t, 0, 9), 0)
+			for c := uint64(8); c > 1; c-- {
+				o.run(t, holdTick)
+				want(t, o.pass(t, c))
+			}
+			o.run(t, holdTick)
+			want(t, o.pass(t, 10), 2, 3, 4, 5, 6, 7, 8)
+			want(t, o.take(t, o.ready(o.bufs, o.sizes, o.eps)), 9, 10)
+		}},
 		{"two gaps, each with its time", func(t *testing.T, o *ordered) {
 			want(t, o.pass(t, 0, 2), 0)
 			o.run(t, holdFirst/2)
@@ -265,6 +284,36 @@ func TestResequenceBound(t *testing.T) {
 		}
 		if len(got) != all-1 || !slices.IsSorted(got) {
 			t.Errorf("%d messages came out, in order: %v; want %d in order", len(got), slices.IsSorted(got), all-1)
+		}
+	})
+}
+
+// After a loss of many, what is held comes out before WireGuard would take it for
+// replays.
+func TestResequenceStaysInWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOrdered(conn.IdealBatchSize)
+		var filter replay.Filter
+		check := func(out []uint64) {
+			for _, c := range out {
+				if !filter.ValidateCounter(c, device.RejectAfterMessages) {
+					t.Fatalf("message %d comes too late", c)
+				}
+			}
+		}
+		check(o.pass(t, 0))
+		const lost = 300
+		for next := uint64(1 + lost); next < 10000; {
+			batch := make([]uint64, 0, len(o.bufs))
+			for ; len(batch) < len(o.bufs)/2; next++ {
+				batch = append(batch, next)
+			}
+			check(o.take(t, o.ready(o.bufs, o.sizes, o.eps)))
+			check(o.pass(t, batch...))
+		}
+		for o.count > 0 {
+			time.Sleep(time.Until(o.port.wake))
+			check(o.take(t, o.ready(o.bufs, o.sizes, o.eps)))
 		}
 	})
 }

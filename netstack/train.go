@@ -124,14 +124,15 @@ func (t *train) packet() *stack.PacketBuffer {
 		binary.BigEndian.PutUint16(b[offPayloadLen:], uint16(t.total-ipSize))
 		b[offFlags] |= t.parts[t.n-1][offFlags] & flagPSH
 	}
-	whole := buffer.MakeWithView(head)
+	var whole buffer.Buffer
 	if payload := t.total - t.head; payload > 0 {
 		v := buffer.NewView(payload)
 		for _, p := range t.parts[:t.n] {
 			v.Write(p[t.head:])
 		}
-		whole.Append(v)
+		whole = buffer.MakeWithView(v)
 	}
+	_ = whole.Prepend(head) // fails beyond 2 GiB
 	clear(t.parts[:t.n])
 	t.n, t.open = 0, false
 	p := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: whole})

@@ -14,7 +14,7 @@ const (
 	// cost throughput when it was measured.
 	gcPercent = 50
 	// gcGarbage is what garbage may grow to, in bytes. Under load wireguard-go's
-	// buffers count for some 80 MiB, of which messages touch a sixteenth: a
+	// buffers count for some 80 MiB, of which an eighth is in memory: a
 	// percentage of that was 40 MiB of garbage, all touched. A collection then comes
 	// every few seconds, and takes a millisecond. A limit (GOMEMLIMIT) is not set
 	// here: it counts those buffers in full, and a low one would cost throughput. The

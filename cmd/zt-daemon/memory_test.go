@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"testing"
 	"time"
 )
@@ -44,10 +45,10 @@ func TestBoundGarbage(t *testing.T) {
 		large[i] = make([]byte, 1<<20)
 	}
 	runtime.GC()
-	percent := func() int {
-		old := debug.SetGCPercent(gcPercent)
-		debug.SetGCPercent(old)
-		return old
+	sample := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+	percent := func() uint64 {
+		metrics.Read(sample)
+		return sample[0].Value.Uint64()
 	}
 	for limit := time.Now().Add(10 * time.Second); percent() > 100*gcGarbage/(64<<20); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(limit) {
