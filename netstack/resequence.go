@@ -116,7 +116,7 @@ func (r *resequencer) arrange(bufs [][]byte, sizes []int, eps []conn.Endpoint, n
 	if r.waker == nil {
 		return n
 	}
-	var now time.Time // read for the first message out of order
+	var now time.Time // read where anything is held or out of order
 	if len(r.holding) > 0 {
 		now = time.Now()
 		r.clock += min(now.Sub(r.looked), holdTick)
